@@ -1,0 +1,58 @@
+"""The errors a user can cause, each with the exit code that `mpt` ends with."""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_INTERNAL = 1
+EXIT_USAGE = 2
+EXIT_DATA = 3
+EXIT_CHECKPOINT = 4
+EXIT_RESTARTS = 5
+EXIT_DIVERGED = 6
+EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class MptError(Exception):
+    """Something a user can cause and mend. The message says where, what, and what to do."""
+
+    exit_code = EXIT_INTERNAL
+
+
+class UsageError(MptError):
+    """A command, a path or a run directory that cannot be used as asked."""
+
+    exit_code = EXIT_USAGE
+
+
+class RecipeError(UsageError):
+    """A recipe that cannot be trained; its message lists every problem, a line each."""
+
+
+class DataError(MptError):
+    """Text, a tokenizer, a shard or a dataset that is missing, corrupt or does not fit."""
+
+    exit_code = EXIT_DATA
+
+
+class CheckpointError(MptError):
+    """A checkpoint that is missing, corrupt, or of another model."""
+
+    exit_code = EXIT_CHECKPOINT
+
+
+class RestartBudgetError(MptError):
+    """Workers kept dying until the restart budget was used up."""
+
+    exit_code = EXIT_RESTARTS
+
+
+class DivergedError(MptError):
+    """The loss or the gradient stayed non-finite; going on would only burn time."""
+
+    exit_code = EXIT_DIVERGED
+
+
+class ExportError(MptError):
+    """An export whose model or tokenizer does not do in transformers what ours does."""

@@ -1,0 +1,188 @@
+"""Files that are whole or absent, and one way to read local paths and fsspec URLs."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+from mpt.errors import DataError, MptError
+
+BLOCK_BYTES = 1 << 20
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a file that is there whole or not at all, also after a power cut.
+
+    Args:
+        path: where it shall be; its directory must exist. A file there is replaced.
+        data: text is written as UTF-8.
+    """
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the names in a directory durable: a rename is lost in a power cut without this."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock file, which stays behind; the lock itself goes when its process does.
+
+    Args:
+        on_wait: called once if another holds it; then this waits until it is free.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def hash_file(path: Path, algorithm: str = "sha256") -> str:
+    """Return the hex digest of a file, read in blocks; `algorithm` is one of hashlib's."""
+    digest = hashlib.new(algorithm)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path, *, limit_bytes: int, error: type[MptError] = DataError) -> Any:
+    """Return what a JSON file holds.
+
+    Args:
+        limit_bytes: a larger file is refused before it is read.
+        error: what to raise, for readers of checkpoints.
+
+    Raises:
+        error: missing, unreadable, too large, not UTF-8 or not JSON; names the file.
+    """
+    try:
+        with path.open("rb") as file:
+            payload = file.read(limit_bytes + 1)
+    except FileNotFoundError as cause:
+        raise error(f"{path}: no such file.") from cause
+    except OSError as cause:
+        raise error(f"{path}: cannot be read: {cause.strerror}.") from cause
+    if len(payload) > limit_bytes:
+        raise error(f"{path}: larger than {limit_bytes} bytes; this is not what it should be.")
+    try:
+        return json.loads(payload.decode("utf-8"))
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{path}: not a JSON file: {cause}.") from cause
+
+
+def is_url(location: str) -> bool:
+    """Tell an fsspec URL such as s3://bucket/key from a local path."""
+    return "://" in location
+
+
+def without_secrets(location: str) -> str:
+    """Return a location fit for records and messages: no user, password or query in a URL."""
+    if not is_url(location):
+        return location
+    parts = urlsplit(location)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def open_binary(location: str) -> BinaryIO:
+    """Open a local path or fsspec URL to be read as bytes.
+
+    Raises:
+        DataError: it cannot be opened; names the location and the cause.
+    """
+    try:
+        if not is_url(location):
+            return Path(location).open("rb")
+        import fsspec
+
+        return cast(BinaryIO, fsspec.open(location, "rb").open())
+    except Exception as cause:  # each fsspec backend raises errors of its own
+        raise DataError(f"{without_secrets(location)}: cannot be opened: {cause}") from cause
+
+
+def list_files(location: str) -> list[str]:
+    """Return the files at a location, sorted: itself, those below it, or those a glob matches.
+
+    Hidden files and directories are left out; so are symbolic links that lead out of the
+    directory, and what lies below linked directories.
+
+    Raises:
+        DataError: there is nothing there, or it cannot be listed.
+    """
+    found = _list_remote(location) if is_url(location) else _list_local(location)
+    if not found:
+        raise DataError(f"{without_secrets(location)}: no files there.")
+    return found
+
+
+def _list_local(location: str) -> list[str]:
+    path = Path(location)
+    if path.is_dir():
+        return sorted(_walk(path))
+    if path.is_file():
+        return [location]
+    matches = sorted(glob.glob(location, recursive=True))
+    if not matches:
+        raise DataError(f"{location}: no such file or directory.")
+    return sorted({file for match in matches for file in _list_local(match)})
+
+
+def _walk(root: Path) -> Iterator[str]:
+    inside = root.resolve()
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file() and _is_within(path, inside):
+                yield path.as_posix()
+
+
+def _is_within(path: Path, directory: Path) -> bool:
+    return not path.is_symlink() or path.resolve().is_relative_to(directory)
+
+
+def _list_remote(location: str) -> list[str]:
+    try:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(location)
+        if glob.has_magic(path):
+            return sorted(system.unstrip_protocol(name) for name in system.glob(path))
+        if system.isfile(path):
+            return [location]
+        below = [(name, name[len(path) :].split("/")) for name in system.find(path)]
+        return sorted(
+            system.unstrip_protocol(name)
+            for name, parts in below
+            if not any(part.startswith(".") for part in parts)
+        )
+    except Exception as cause:  # each fsspec backend raises errors of its own
+        raise DataError(f"{without_secrets(location)}: cannot be listed: {cause}") from cause

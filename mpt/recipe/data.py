@@ -1,0 +1,86 @@
+"""The `tokenizer:`, `data:` and `prepare:` sections: what is read, and how it comes to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mpt.recipe.problem import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    path: str
+    """A sentencepiece `.model` file."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong within this section."""
+        yield from _empty("tokenizer.path", self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    path: str
+    """A directory of MDS shards with an index.json."""
+    weight: float = 1.0
+    """Share of the samples, relative to the other streams."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalData:
+    path: str
+    """A directory of MDS shards that training never reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    streams: dict[str, Stream]
+    """Named sources, mixed by weight."""
+    eval: EvalData | None = None
+    """Held-out samples; null trains without evaluation."""
+    shuffle: bool = True
+    """Shuffle shards, and samples within windows of shards, anew each epoch."""
+    verify: bool = True
+    """Check each training shard against its recorded hash before the first step."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong within this section."""
+        if not self.streams:
+            yield Problem("data.streams", "no stream is named.", "name at least one.")
+        if self.eval is not None:
+            yield from _empty("data.eval.path", self.eval.path)
+        for name, stream in self.streams.items():
+            yield from _empty(f"data.streams.{name}.path", stream.path)
+            if not 0.0 < stream.weight < float("inf"):
+                yield Problem(
+                    f"data.streams.{name}.weight", f"{stream.weight} is not a positive number."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    source: str
+    """`python-stdlib`, a text file or directory, `*.jsonl`, `*.jsonl.zst` or `*.jsonl.gz`."""
+    eval_fraction: float = 0.01
+    """Share of the documents that goes to `data.eval` and is never trained on."""
+    text_key: str = "text"
+    """The key that holds the text in a JSON line."""
+    shard_bytes: int = 1 << 26
+    """Shards are cut at about this many bytes of tokens."""
+    tokenizer: Literal["train", "existing"] = "train"
+    """`train` makes a tokenizer of model.vocab_size when tokenizer.path is missing."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong within this section."""
+        yield from _empty("prepare.source", self.source)
+        if not 0.0 <= self.eval_fraction < 1.0:
+            yield Problem("prepare.eval_fraction", f"{self.eval_fraction} is not in [0, 1).")
+        if self.shard_bytes < 1:
+            yield Problem("prepare.shard_bytes", f"{self.shard_bytes} is not a positive count.")
+
+
+def _empty(key: str, path: str) -> Iterator[Problem]:
+    """Yield a problem if the path is empty: it would mean the current directory."""
+    if not path:
+        yield Problem(key, "is an empty path.")

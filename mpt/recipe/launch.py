@@ -1,0 +1,24 @@
+"""The `launch:` section: how many workers, and how often they may be restarted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mpt.recipe.problem import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    nproc: int | Literal["auto"] = "auto"
+    """Worker processes on this machine; auto is one per GPU, or one."""
+    max_restarts: int = 10
+    """Restarts after a dead worker before the run gives up."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong within this section."""
+        if self.nproc != "auto" and self.nproc < 1:
+            yield Problem("launch.nproc", f"{self.nproc} is not a positive count.")
+        if self.max_restarts < 0:
+            yield Problem("launch.max_restarts", f"{self.max_restarts} is negative.")

@@ -1,0 +1,125 @@
+"""The `train:`, `optimizer:`, `schedule:`, `eval:` and `checkpoint:` sections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mpt.recipe.problem import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    steps: int
+    """Optimizer steps to run."""
+    global_batch_size: int
+    """Samples per optimizer step, summed over ranks."""
+    microbatch_size: int | Literal["auto"] = "auto"
+    """Samples per rank per forward pass; changes memory and speed, never the update."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute dtype; auto is bf16 where the device has it in hardware. Weights stay fp32."""
+    max_grad_norm: float = 1.0
+    """Clip the global gradient norm to this; `.inf` turns clipping off."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile each block with torch.compile; auto does so when the run is long enough to gain."""
+    log_every_steps: int = 10
+    """Print a line every so many steps when there is no terminal to draw on."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong within this section."""
+        for key in ("steps", "global_batch_size", "microbatch_size", "log_every_steps"):
+            value = getattr(self, key)
+            if value != "auto" and value < 1:
+                yield Problem(f"train.{key}", f"{value} is not a positive count.")
+        if not self.max_grad_norm > 0.0:
+            yield Problem(
+                "train.max_grad_norm", f"{self.max_grad_norm} is not positive.", ".inf is off."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    name: Literal["adamw"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019); one-dimensional tensors are not decayed."""
+    lr: float
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment per step."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled decay, per step times the learning rate."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong within this section."""
+        if not 0.0 < self.lr < float("inf"):
+            yield Problem("optimizer.lr", f"{self.lr} is not a positive number.")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            yield Problem("optimizer.betas", f"{list(self.betas)} are not both in [0, 1).")
+        for key in ("eps", "weight_decay"):
+            if not 0.0 <= getattr(self, key) < float("inf"):
+                yield Problem(f"optimizer.{key}", f"{getattr(self, key)} is negative or infinite.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls after warm-up; wsd is warm-up, stable, decay."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from near zero to its peak."""
+    final: float = 0.1
+    """Learning rate at the last step, as a fraction of the peak; constant ignores it."""
+    decay_steps: int | None = None
+    """wsd only: steps of the final decay; null means a fifth of the run."""
+
+    def problems(self, steps: int) -> Iterator[Problem]:
+        """Yield what is wrong with this section in a run of `steps`."""
+        if not 0 <= self.warmup_steps < max(steps, 1):
+            yield Problem(
+                "schedule.warmup_steps",
+                f"{self.warmup_steps} warm-up steps do not fit in a run of {steps}.",
+                f"use 0 to {max(steps, 1) - 1}.",
+            )
+        if not 0.0 <= self.final <= 1.0:
+            yield Problem("schedule.final", f"{self.final} is not a fraction in [0, 1].")
+        if self.decay_steps is not None and self.name != "wsd":
+            yield Problem("schedule.decay_steps", f"has no meaning for {self.name}; drop it.")
+        elif self.decay_steps is not None and not (
+            0 < self.decay_steps <= steps - self.warmup_steps
+        ):
+            yield Problem(
+                "schedule.decay_steps",
+                f"{self.decay_steps} does not fit in {steps} steps "
+                f"after {self.warmup_steps} of warm-up.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    every_steps: int = 1000
+    """Evaluate on `data.eval` every so many steps, and after the last."""
+    samples: int | None = None
+    """Samples to evaluate on, from the start of `data.eval`; null means all."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong within this section."""
+        for key in ("every_steps", "samples"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                yield Problem(f"eval.{key}", f"{value} is not a positive count.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    every_steps: int = 1000
+    """Save every so many steps, and after the last."""
+    keep: int = 3
+    """Newest checkpoints to keep; with 1 there is none to fall back to if it is damaged."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong within this section."""
+        if self.every_steps < 1:
+            yield Problem("checkpoint.every_steps", f"{self.every_steps} is not a positive count.")
+        if self.keep < 1:
+            yield Problem("checkpoint.keep", f"{self.keep} is not a positive count.")

@@ -1,0 +1,121 @@
+"""Ranks and what they agree on: process group, device mesh, small reductions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is among the workers of a run."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+    mesh: DeviceMesh
+    """One dimension over all ranks, on the device that trains."""
+    host_mesh: DeviceMesh
+    """The same over host memory, for snapshots and small agreements; the same one on CPU."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(timeout_s: float = 600.0) -> Iterator[Ranks]:
+    """Join the process group that the launcher's environment names, and leave it at the end.
+
+    After an exception the group is left standing: tearing it down can wait for ever on peers
+    that are gone. The process is about to end, and takes its sockets with it.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = pick_device(local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    yield ranks(device, local_rank)
+    # Without it a rank that leaves first can abort one that is still tearing down.
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def ranks(device: torch.device, local_rank: int = 0) -> Ranks:
+    """Describe this process within the process group that is already there."""
+    world_size = dist.get_world_size()
+    mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
+    host = mesh if device.type == "cpu" else init_device_mesh("cpu", (world_size,))
+    return Ranks(dist.get_rank(), local_rank, world_size, device, mesh, host)
+
+
+def pick_device(local_rank: int) -> torch.device:
+    """Return the GPU of this local rank, or the CPU where there is none."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Return the sum of `value` over all ranks, in place."""
+    dist.all_reduce(value)
+    return value
+
+
+def any_rank(claim: bool, group: dist.ProcessGroup | None = None) -> bool:
+    """Return whether the claim holds on any rank: the same answer on all of them."""
+    return bool(max_over_ranks(int(claim), group))
+
+
+def max_over_ranks(value: int, group: dist.ProcessGroup | None = None) -> int:
+    """Return the largest of all ranks' values. Through host memory: no device waits."""
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+    return int(tensor)
+
+
+def min_over_ranks(value: int) -> int:
+    """Return the smallest of all ranks' values."""
+    return -max_over_ranks(-value)
+
+
+def from_first(value: int) -> int:
+    """Return rank 0's value on every rank."""
+    tensor = torch.tensor(value)
+    dist.broadcast(tensor, src=0)
+    return int(tensor)
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that lies on this rank, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def local_rows(tensor: Tensor) -> tuple[int, int]:
+    """Return which rows [start, stop) of the whole tensor lie on this rank.
+
+    Raises:
+        ValueError: if the tensor is sharded by anything but whole rows over one mesh dimension.
+    """
+    if not isinstance(tensor, DTensor):
+        return 0, tensor.shape[0]
+    sharded = [(i, p) for i, p in enumerate(tensor.placements) if isinstance(p, Shard)]
+    if any(p.dim != 0 for _, p in sharded) or len(sharded) > 1:
+        raise ValueError(f"{tensor.placements} is not a sharding by rows over one dimension.")
+    if not sharded:
+        return 0, tensor.shape[0]
+    mesh_dim = sharded[0][0]
+    coordinate = tensor.device_mesh.get_coordinate()
+    assert coordinate is not None, "this rank is outside the mesh of its own tensor"
+    rows = -(-tensor.shape[0] // tensor.device_mesh.size(mesh_dim))  # as torch.chunk cuts
+    start = min(coordinate[mesh_dim] * rows, tensor.shape[0])
+    return start, min(start + rows, tensor.shape[0])

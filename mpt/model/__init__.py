@@ -1,0 +1,1 @@
+"""The MPT network: what it computes, how attention is done, how weights begin."""

@@ -1,0 +1,1 @@
+"""Training: how a run is started, built, stepped and looped."""

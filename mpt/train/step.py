@@ -1,0 +1,61 @@
+"""One optimizer step. Read this file to know what training does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from mpt.dist import sum_over_ranks
+from mpt.objective import Objective
+from mpt.optim import step_unless
+from mpt.state import IGNORE, Microbatch, StepResult
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    microbatches: Sequence[Microbatch],
+    objective: Objective,
+    *,
+    max_grad_norm: float,
+) -> StepResult:
+    """Take one optimizer step on this rank's share of the global batch.
+
+    Loss is summed over target tokens and divided once, by the target tokens of the *global*
+    batch. So the update depends neither on how the batch was cut into microbatches and
+    ranks, nor on where padding fell.
+
+    Args:
+        model: sharded by `fully_shard`.
+        microbatches: at least one, equally many on every rank.
+        max_grad_norm: the global gradient norm is clipped to this.
+
+    Returns:
+        Tensors on the device; nothing here waits for it.
+    """
+    n_targets = sum_over_ranks(
+        torch.stack([(m.targets != IGNORE).sum() for m in microbatches]).sum()
+    )
+    nats = torch.zeros((), device=n_targets.device)
+
+    for i, microbatch in enumerate(microbatches):
+        cast(FSDPModule, model).set_requires_gradient_sync(i == len(microbatches) - 1)
+        part = objective(model, microbatch)
+        # FSDP averages gradients over ranks; world_size turns that mean back into a sum.
+        (part * dist.get_world_size() / n_targets).backward()
+        nats += part.detach()
+
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    grad_norm = cast(DTensor, norm).full_tensor()
+    loss = sum_over_ranks(nats) / n_targets
+    # Both are sums over all ranks, so every rank comes to the same verdict.
+    finite = torch.isfinite(loss + grad_norm)
+    step_unless(optimizer, ~finite)
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss, grad_norm, finite)

@@ -1,0 +1,1 @@
+"""Checkpoints: sharded safetensors and a JSON manifest, committed by one rename."""

@@ -1,0 +1,227 @@
+"""What a checkpoint is on disk, and what "committed" means. No torch, no process group.
+
+    RUN_DIR/checkpoints/step-00001000/
+        weights-00001-of-00002.safetensors      rank 0's rows of every weight
+        optimizer-00001-of-00002.safetensors    rank 0's rows of every moment
+        tokenizer.model                         so that the directory can be used on its own
+        manifest.json                           written last; names every other file and its hash
+
+A checkpoint is committed once its directory has lost the suffix `.partial`. It may be resumed
+from if, besides, every file is as the manifest says (`damage`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mpt.errors import CheckpointError
+from mpt.recipe.model import Model
+from mpt.rundir import CHECKPOINTS
+from mpt.storage import hash_file, read_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+CORRUPT = ".corrupt"
+
+Kind = Literal["weights", "optimizer", "tokenizer"]
+KINDS: tuple[Kind, ...] = ("weights", "optimizer", "tokenizer")
+
+_STEP_NAME = re.compile(r"step-(\d{8,})")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MANIFEST_LIMIT_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class File:
+    """What the manifest says of one file."""
+
+    name: str
+    kind: Kind
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a checkpoint except its tensors."""
+
+    step: int
+    samples: int
+    tokens: int
+    world_size: int
+    model: dict[str, Any]
+    """The `model:` section of the recipe: enough to build the network again."""
+    recipe_sha256: str
+    versions: dict[str, str]
+    files: tuple[File, ...]
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    def names(self, kind: Kind) -> list[str]:
+        """Return the names of the files of one kind."""
+        return sorted(file.name for file in self.files if file.kind == kind)
+
+
+def step_directory(checkpoints: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` lies once committed."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def shard_name(kind: Kind, rank: int, world_size: int) -> str:
+    """Return the name of one rank's file, counted from 1 as Hugging Face does."""
+    return f"{kind}-{rank + 1:05d}-of-{world_size:05d}.safetensors"
+
+
+def committed(checkpoints: Path) -> list[Path]:
+    """Return the committed checkpoints, newest first."""
+    if not checkpoints.is_dir():
+        return []
+    found = [p for p in checkpoints.iterdir() if _STEP_NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(directory: Path) -> int:
+    """Return the step that a committed checkpoint's name tells."""
+    match = _STEP_NAME.fullmatch(directory.name)
+    if match is None:
+        raise CheckpointError(f"{directory}: is not named like a checkpoint (step-00001000).")
+    return int(match[1])
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check the manifest of a checkpoint, which may come from a stranger.
+
+    Raises:
+        CheckpointError: if it is missing, not ours, or names files outside its directory.
+    """
+    path = directory / MANIFEST
+    if not path.exists():
+        raise CheckpointError(f"{path}: is missing, so this is not a complete checkpoint.")
+    raw = read_json(path, limit_bytes=_MANIFEST_LIMIT_BYTES, error=CheckpointError)
+    try:
+        if raw.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path}: format {raw.get('format')!r} is not {FORMAT}, the one read here."
+            )
+        files = tuple(_read_file(entry) for entry in raw.pop("files"))
+        manifest = Manifest(**raw, files=files)
+        counts = (manifest.step, manifest.samples, manifest.tokens, manifest.world_size)
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError("step, samples, tokens or world_size is not a count")
+        if not isinstance(manifest.model, dict):
+            raise ValueError("model is not a mapping")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: is not a manifest: {error}") from error
+    return manifest
+
+
+def damage(directory: Path, manifest: Manifest, share: tuple[int, int] = (0, 1)) -> list[str]:
+    """Return what is wrong with the files of a checkpoint, a sentence each; none is good.
+
+    Args:
+        share: (rank, world_size) hashes every world_size-th file only, so that the ranks of a
+            run can verify a large checkpoint together.
+    """
+    rank, world_size = share
+    named = {file.name for file in manifest.files}
+    strangers = {p.name for p in directory.glob("*.safetensors")} - named
+    found = [f"{name}: is not in the manifest" for name in sorted(strangers)]
+    for file in sorted(manifest.files, key=lambda file: file.name)[rank::world_size]:
+        path = directory / file.name
+        if not path.is_file():
+            found.append(f"{file.name}: is missing")
+        elif path.stat().st_size != file.bytes:
+            found.append(f"{file.name}: has {path.stat().st_size} bytes, not {file.bytes}")
+        elif hash_file(path) != file.sha256:
+            found.append(f"{file.name}: its bytes have changed since it was written")
+    return found
+
+
+def verify_all(path: Path) -> dict[Path, list[str]]:
+    """Return what is wrong with each checkpoint of a run, or with the one at `path`.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    return {directory: _problems(directory) for directory in _checkpoints_at(path)}
+
+
+def newest_sound(path: Path) -> tuple[Path, dict[Path, list[str]]]:
+    """Return the newest checkpoint of a run that verifies, or the one at `path`.
+
+    Returns:
+        It, and those that were newer but damaged, with what is wrong with them.
+
+    Raises:
+        CheckpointError: if there is none, or all are damaged.
+    """
+    passed_over: dict[Path, list[str]] = {}
+    for directory in _checkpoints_at(path):
+        problems = _problems(directory)
+        if not problems:
+            return directory, passed_over
+        passed_over[directory] = problems
+    what = "; ".join(f"{where.name}: {problems[0]}" for where, problems in passed_over.items())
+    raise CheckpointError(f"{path}: no checkpoint is whole. {what}.")
+
+
+def model_of(directory: Path, manifest: Manifest) -> Model:
+    """Return the model section that a manifest holds.
+
+    Raises:
+        CheckpointError: if it is not one; a manifest may come from a stranger.
+    """
+    try:
+        if not all(type(value) in (int, float, type(None)) for value in manifest.model.values()):
+            raise ValueError("it holds something other than numbers")
+        model = Model(**manifest.model)
+        problems = [str(problem) for problem in model.problems()]
+    except (TypeError, ValueError) as error:
+        problems = [str(error)]
+    if problems:
+        raise CheckpointError(f"{directory / MANIFEST}: not a model: {'; '.join(problems)}")
+    return model
+
+
+def to_delete(steps: Iterable[int], keep: int) -> list[int]:
+    """Return the steps whose checkpoints retention gives up: all but the newest `keep`."""
+    return sorted(steps, reverse=True)[keep:]
+
+
+def _checkpoints_at(path: Path) -> list[Path]:
+    """Return the checkpoints of a run directory, newest first, or the one that `path` is."""
+    if (path / MANIFEST).exists() or _STEP_NAME.fullmatch(path.name):
+        return [path]
+    found = committed(path / CHECKPOINTS)
+    if not found:
+        raise CheckpointError(
+            f"{path}: no checkpoint there. Name a run directory that has saved one, or a "
+            "directory such as runs/tiny/checkpoints/step-00000300."
+        )
+    return found
+
+
+def _problems(directory: Path) -> list[str]:
+    try:
+        return damage(directory, read_manifest(directory))
+    except CheckpointError as error:
+        return [str(error)]
+
+
+def _read_file(entry: dict[str, Any]) -> File:
+    file = File(**entry)
+    if not _FILE_NAME.fullmatch(str(file.name)):
+        raise ValueError(f"{file.name!r} is not a plain file name")
+    if file.kind not in KINDS:
+        raise ValueError(f"{file.kind!r} is not a kind of file")
+    if not isinstance(file.bytes, int) or not isinstance(file.sha256, str):
+        raise ValueError(f"{file.name}: its size or hash is not one")
+    return file

@@ -1,0 +1,117 @@
+"""Finding the newest checkpoint that can be trusted, and filling a run from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from mpt.checkpoint.layout import (
+    CORRUPT,
+    Manifest,
+    committed,
+    damage,
+    read_manifest,
+    step_directory,
+    step_of,
+)
+from mpt.checkpoint.tensors import read_tensors
+from mpt.dist import Ranks, any_rank, from_first
+from mpt.errors import CheckpointError
+from mpt.recipe.model import Model
+from mpt.state import RunState
+
+Reject = Callable[[Path, list[str]], None]
+"""Called on every rank with a checkpoint that is passed over, and what is wrong with it."""
+
+
+def restore(
+    checkpoints: Path,
+    tensors: Mapping[str, Tensor],
+    model: Model,
+    ranks: Ranks,
+    *,
+    reject: Reject,
+) -> RunState | None:
+    """Fill `tensors` from the newest checkpoint that verifies, at any world size.
+
+    Returns:
+        The state to go on from, or None if nothing was ever committed.
+
+    Raises:
+        CheckpointError: if there are checkpoints but not one of them is whole, or if the
+            newest one is of another model.
+    """
+    newest = newest_verified(checkpoints, ranks, reject=reject)
+    if newest is None:
+        return None
+    manifest = read_manifest(newest)
+    check_same_model(newest, manifest, model)
+    read_tensors(tensors, newest)
+    return RunState(manifest.step, manifest.samples, manifest.tokens)
+
+
+def newest_verified(checkpoints: Path, ranks: Ranks, *, reject: Reject) -> Path | None:
+    """Return the newest committed checkpoint whose every file is as its manifest says.
+
+    Rank 0 lists the directory and the others follow, so that all take the same one; the
+    hashing is shared out. What fails is set aside under the suffix `.corrupt`, never deleted.
+
+    Raises:
+        CheckpointError: if there were checkpoints and all of them were damaged.
+    """
+    rejected = 0
+    while True:
+        found = committed(checkpoints) if ranks.is_first else []
+        step = from_first(step_of(found[0]) if found else -1)
+        if step < 0:
+            break
+        directory = step_directory(checkpoints, step)
+        problems = _problems(directory, ranks)
+        if not any_rank(bool(problems)):
+            return directory
+        rejected += 1
+        reject(directory, problems)
+        if ranks.is_first:
+            _set_aside(directory)
+    if rejected:
+        raise CheckpointError(
+            f"{checkpoints}: all {rejected} checkpoints are damaged and were set aside as "
+            f"*{CORRUPT}. Restore one from a backup, or start a new run in another directory."
+        )
+    return None
+
+
+def check_same_model(directory: Path, manifest: Manifest, model: Model) -> None:
+    """Refuse a checkpoint whose network is not the one being trained.
+
+    Raises:
+        CheckpointError: naming each key that differs.
+    """
+    wanted = asdict(model)
+    differing = [
+        f"model.{key}: checkpoint {manifest.model.get(key)!r}, recipe {wanted.get(key)!r}"
+        for key in sorted(wanted.keys() | manifest.model.keys())
+        if manifest.model.get(key) != wanted.get(key)
+    ]
+    if differing:
+        raise CheckpointError(f"{directory}: is of another model. " + "; ".join(differing) + ".")
+
+
+def _problems(directory: Path, ranks: Ranks) -> list[str]:
+    try:
+        manifest = read_manifest(directory)
+    except CheckpointError as error:
+        return [str(error)]
+    return damage(directory, manifest, share=(ranks.rank, ranks.world_size))
+
+
+def _set_aside(directory: Path) -> None:
+    aside = directory.with_name(directory.name + CORRUPT)
+    count = 1
+    while aside.exists():
+        count += 1
+        aside = directory.with_name(f"{directory.name}{CORRUPT}-{count}")
+    directory.rename(aside)

@@ -1,0 +1,59 @@
+"""What supervisor and workers tell each other through files: attempts, logs, last words."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mpt.rundir import LOGS
+
+FIRST_ATTEMPT = "MPT_FIRST_ATTEMPT"
+"""Environment variable: the number of this launch's first attempt. Restarts count up from it."""
+
+
+@dataclass(frozen=True)
+class LastWords:
+    """Why a worker ended, as far as it could still say."""
+
+    rank: int
+    exit_code: int
+    error: str
+    """Class of the exception."""
+    message: str
+
+
+def next_attempt(run_dir: Path) -> int:
+    """Return the number of the attempt after all that have left a log directory."""
+    numbers = [int(path.name.rpartition("-")[2]) for path in (run_dir / LOGS).glob("attempt-*")]
+    return max(numbers, default=-1) + 1
+
+
+def this_attempt() -> int:
+    """Return the attempt that this worker belongs to."""
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return int(os.environ.get(FIRST_ATTEMPT, "0")) + restarts
+
+
+def attempt_dir(run_dir: Path, attempt: int) -> Path:
+    """Return where the logs of one attempt lie."""
+    return run_dir / LOGS / f"attempt-{attempt}"
+
+
+def leave_last_words(run_dir: Path, words: LastWords) -> None:
+    """Say why this worker ends, for the supervisor to read once it has."""
+    path = _words_path(run_dir, this_attempt(), words.rank)
+    path.write_text(json.dumps(asdict(words)), encoding="utf-8")
+
+
+def last_words(run_dir: Path, attempt: int, rank: int) -> LastWords | None:
+    """Return why a worker ended; None if it had no time to say, as after SIGKILL."""
+    try:
+        return LastWords(**json.loads(_words_path(run_dir, attempt, rank).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _words_path(run_dir: Path, attempt: int, rank: int) -> Path:
+    return attempt_dir(run_dir, attempt) / f"rank-{rank}.error.json"

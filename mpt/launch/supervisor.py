@@ -1,0 +1,196 @@
+"""Starts the workers through torch's elastic agent, restarts them, and knows when not to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.elastic.agent.server.api import (
+    RunResult,
+    WorkerGroup,
+    WorkerSpec,
+    WorkerState,
+)
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import registry as rendezvous
+
+from mpt import errors
+from mpt.errors import MptError, RestartBudgetError
+from mpt.launch.attempt import FIRST_ATTEMPT, attempt_dir, last_words, next_attempt
+from mpt.launch.plan import n_workers, worker_environment
+from mpt.log import Journal
+from mpt.recipe.launch import Launch
+from mpt.rundir import LOGS
+
+NEVER_RETRIED = {
+    errors.EXIT_USAGE,
+    errors.EXIT_DATA,
+    errors.EXIT_CHECKPOINT,
+    errors.EXIT_DIVERGED,
+    errors.EXIT_PREEMPTED,
+    errors.EXIT_INTERRUPTED,
+    errors.EXIT_TERMINATED,
+}
+"""Exit codes of workers that meant to end: the same again would end the same."""
+
+STOP_GRACE_S = 30
+"""How long workers may take to finish a step and save after a signal, before SIGKILL."""
+
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+"""Signals that are passed on to the workers, which then save and end."""
+
+WATCH_EVERY_S = 0.1
+
+
+def supervise(run_dir: Path, cfg: Launch) -> int:
+    """Run the workers of a run directory until they are done, restarting those that die.
+
+    Returns:
+        The exit code for `mpt`: 0 done, 75 and 130 stopped by a signal with a checkpoint,
+        143 by SIGTERM without one.
+
+    Raises:
+        MptError: what a worker said that ended the run, or that the restart budget is used up.
+    """
+    n_gpus = torch.cuda.device_count()
+    nproc = n_workers(cfg.nproc, n_gpus)
+    first_attempt = next_attempt(run_dir)
+    _log_to_file(run_dir)
+    os.environ.update(worker_environment(nproc, os.cpu_count() or 1, n_gpus))
+    os.environ[FIRST_ATTEMPT] = str(first_attempt)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(STOP_SIGNALS)
+    agent = _Agent(_spec(run_dir, nproc, cfg.max_restarts), run_dir, first_attempt)
+    try:
+        result = agent.run()
+    except SignalException as stopped:
+        return agent.exit_code_after(stopped.sigval)
+    if not result.is_failed():
+        return errors.EXIT_DONE
+    return agent.verdict(result.failures)
+
+
+class _Agent(LocalElasticAgent):
+    """torch's agent, made to write events and to leave alone what a restart cannot mend."""
+
+    def __init__(self, spec: WorkerSpec, run_dir: Path, first_attempt: int) -> None:
+        specs = DefaultLogsSpecs(log_dir=str(run_dir / LOGS / "elastic"))
+        super().__init__(spec, specs, start_method="spawn", shutdown_timeout=STOP_GRACE_S)
+        self._run_dir = run_dir
+        self._first_attempt = first_attempt
+        self._journal = Journal(run_dir)
+
+    @property
+    def attempt(self) -> int:
+        restarts: int = self._worker_group.spec.max_restarts - self._remaining_restarts
+        return self._first_attempt + restarts
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        attempt_dir(self._run_dir, self.attempt).mkdir(parents=True, exist_ok=True)
+        pids: dict[int, Any] = super()._start_workers(worker_group)  # by local rank
+        self._journal.event(
+            "attempt_started",
+            attempt=self.attempt,
+            world_size=len(pids),
+            pids=[pids[local_rank] for local_rank in sorted(pids)],
+        )
+        return pids
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
+            self._tell(result.failures)
+            if any(f.exitcode in NEVER_RETRIED for f in result.failures.values()):
+                self._remaining_restarts = 0
+        return result
+
+    def _tell(self, failures: dict[int, ProcessFailure]) -> None:
+        """Record what died, and say on the terminal what happens next."""
+        if all(f.exitcode in NEVER_RETRIED for f in failures.values()):
+            return
+        why = "; ".join(self._reason(rank, f) for rank, f in sorted(failures.items()))
+        left = self._remaining_restarts
+        self._journal.event("fault", attempt=self.attempt, why=why, restarts_left=left)
+        outlook = f"restarting ({left} restarts left)" if left else "no restarts left"
+        print(f"mpt: {why}; {outlook}.", file=sys.stderr)
+
+    def _reason(self, rank: int, failure: ProcessFailure) -> str:
+        words = last_words(self._run_dir, self.attempt, rank)
+        if words is not None:
+            return f"rank {rank} failed: {words.error}: {words.message}"
+        if failure.exitcode < 0:
+            return f"rank {rank} was killed by {signal.Signals(-failure.exitcode).name}"
+        return f"rank {rank} ended with exit code {failure.exitcode}"
+
+    def verdict(self, failures: dict[int, ProcessFailure]) -> int:
+        """Turn failures that ended the run into an exit code or an error."""
+        for rank, failure in sorted(failures.items()):
+            if failure.exitcode in (errors.EXIT_PREEMPTED, errors.EXIT_INTERRUPTED):
+                return int(failure.exitcode)
+            words = last_words(self._run_dir, self.attempt, rank)
+            if words is not None and failure.exitcode in NEVER_RETRIED:
+                raise _as_error(words.exit_code, words.message)
+        why = "; ".join(self._reason(rank, f) for rank, f in sorted(failures.items()))
+        self._journal.event("gave_up", attempt=self.attempt, why=why)
+        logs = attempt_dir(self._run_dir, self.attempt)
+        raise RestartBudgetError(
+            f"{why}. All {self._worker_group.spec.max_restarts} restarts are used up; see {logs}. "
+            f"Once the cause is mended: mpt resume {self._run_dir}"
+        )
+
+    def exit_code_after(self, signal_number: signal.Signals) -> int:
+        """Return the exit code after a signal, from whether the workers could still save."""
+        if signal_number == signal.SIGINT:
+            return errors.EXIT_INTERRUPTED
+        words = last_words(self._run_dir, self.attempt, 0)
+        saved = words is not None and words.exit_code == errors.EXIT_PREEMPTED
+        return errors.EXIT_PREEMPTED if saved else errors.EXIT_TERMINATED
+
+
+def _spec(run_dir: Path, nproc: int, max_restarts: int) -> WorkerSpec:
+    parameters = RendezvousParameters(
+        backend="c10d",
+        endpoint="localhost:0",
+        run_id=uuid.uuid4().hex,
+        min_nodes=1,
+        max_nodes=1,
+        local_addr="127.0.0.1",
+    )
+    return WorkerSpec(
+        role="worker",
+        local_world_size=nproc,
+        entrypoint=sys.executable,
+        args=("-m", "mpt.train.worker", str(run_dir)),
+        rdzv_handler=rendezvous.get_rendezvous_handler(parameters),
+        max_restarts=max_restarts,
+        monitor_interval=WATCH_EVERY_S,
+        local_addr="127.0.0.1",
+    )
+
+
+def _as_error(exit_code: int, message: str) -> MptError:
+    """Make the worker's error this process's own, so that one place prints it."""
+    error = MptError(message)
+    error.exit_code = exit_code
+    return error
+
+
+def _log_to_file(run_dir: Path) -> None:
+    """Send torch's own log to a file: what it says of a failure, we say in a sentence."""
+    path = run_dir / LOGS / "supervisor.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("torch", "torch.distributed"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler] if name == "torch" else []
+        logger.propagate = name != "torch"

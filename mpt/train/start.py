@@ -1,0 +1,126 @@
+"""From a recipe to running workers: data made or checked, recipe frozen, run locked, launched."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mpt import recipe
+from mpt.data.dataset import check_dataset, open_dataset, verify
+from mpt.data.index import INDEX_NAME
+from mpt.data.prepare import Watch, prepare
+from mpt.errors import DataError, UsageError
+from mpt.launch.lock import run_lock
+from mpt.log import Journal, utc_now
+from mpt.recipe import Recipe
+from mpt.rundir import PROVENANCE, RECIPE, RECIPE_SOURCE, versions
+from mpt.storage import atomic_write, hash_file
+from mpt.tokenizer import load_tokenizer
+
+FIXED_FOR_A_RUN = ("run", "seed", "model.", "tokenizer.", "data.", "train.global_batch_size")
+"""Keys, or beginnings of keys, that a run keeps: its weights and sample order hang on them."""
+
+Tell = Callable[[str], None]
+
+
+def start(cfg: Recipe, run_dir: Path, *, source: Path | None, tell: Tell, progress: Watch) -> int:
+    """Train `cfg` in `run_dir`, from its newest checkpoint if there is one.
+
+    Args:
+        source: the recipe file as the user wrote it, kept beside the resolved one.
+        tell: is given a sentence for each thing a person should know.
+        progress: is told how far the preparation of data has come.
+
+    Returns:
+        The exit code of `mpt`.
+
+    Raises:
+        UsageError: if the run directory is another run's, or is in use.
+        DataError: if data is missing, corrupt or made for another model.
+    """
+    cfg = recipe.absolute(cfg)
+    run_dir = run_dir.absolute()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with run_lock(run_dir):
+        changes = _changes(cfg, run_dir)
+        prepare(cfg, progress=progress)
+        dataset_hashes = _check_data(cfg)
+        _write_run_directory(cfg, run_dir, source, dataset_hashes)
+        if changes:
+            Journal(run_dir).event("recipe_changed", changes=changes)
+            for key, (old, new) in changes.items():
+                tell(f"changed for the rest of this run: {key}: {old} -> {new}")
+        # torch enters the process here: what came before need not wait for it.
+        from mpt.launch.supervisor import supervise
+
+        return supervise(run_dir, cfg.launch)
+
+
+def thaw(run_dir: Path, overrides: list[str]) -> Recipe:
+    """Return the recipe of a run directory, with keys changed.
+
+    Raises:
+        UsageError: if it is not a run directory.
+    """
+    path = run_dir / RECIPE
+    if not path.is_file():
+        raise UsageError(f"{run_dir}: is not a run directory: it has no {RECIPE}.")
+    return recipe.load(path, overrides)
+
+
+def _changes(cfg: Recipe, run_dir: Path) -> dict[str, tuple[object, object]]:
+    """Return what is changed against the run so far, refusing what cannot be."""
+    path = run_dir / RECIPE
+    if not path.exists():
+        return {}
+    changes = recipe.differences(recipe.load(path), cfg)
+    refused = [
+        f"{key}: {old!r} in the run, {new!r} now"
+        for key, (old, new) in changes.items()
+        if key.startswith(FIXED_FOR_A_RUN)
+    ]
+    if refused:
+        raise UsageError(
+            f"{run_dir}: was started with another recipe, and these cannot change: "
+            f"{'; '.join(refused)}. Use another --run-dir for a new run."
+        )
+    return changes
+
+
+def _check_data(cfg: Recipe) -> dict[str, str]:
+    """Check tokenizer and datasets before any worker is started; return what identifies them."""
+    tokenizer = load_tokenizer(Path(cfg.tokenizer.path))
+    found = {"tokenizer": tokenizer.sha256}
+    paths = {name: stream.path for name, stream in cfg.data.streams.items()}
+    if cfg.data.eval is not None:
+        paths["eval"] = cfg.data.eval.path
+    for name, path in paths.items():
+        dataset = open_dataset(Path(path))
+        check_dataset(dataset, cfg.model, tokenizer)
+        if cfg.data.verify and (faults := verify(dataset)):
+            raise DataError("; ".join(faults))
+        found[name] = hash_file(Path(path) / INDEX_NAME)
+    return found
+
+
+def _write_run_directory(
+    cfg: Recipe, run_dir: Path, source: Path | None, datasets: dict[str, str]
+) -> None:
+    recipe.freeze(cfg, run_dir / RECIPE)
+    if source is not None and not (run_dir / RECIPE_SOURCE).exists():
+        shutil.copyfile(source, run_dir / RECIPE_SOURCE)
+    if not (run_dir / PROVENANCE).exists():
+        provenance: dict[str, Any] = {
+            "recipe_sha256": recipe.recipe_hash(cfg),
+            "datasets": datasets,
+            "host": socket.gethostname(),
+            "platform": platform.platform(),
+            "versions": versions(),
+            "created": utc_now(),
+        }
+        atomic_write(run_dir / PROVENANCE, json.dumps(provenance, indent=1) + "\n")

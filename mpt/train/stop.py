@@ -1,0 +1,32 @@
+"""Being asked to stop: the first signal is remembered, a second Ctrl-C ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from types import FrameType
+
+from mpt.errors import EXIT_INTERRUPTED
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+@dataclass
+class StopSignal:
+    """The signal that asked this rank to stop, or 0."""
+
+    number: int = 0
+
+    @classmethod
+    def install(cls) -> StopSignal:
+        """Take over the stop signals of this process."""
+        stop = cls()
+        for number in STOP_SIGNALS:
+            signal.signal(number, stop._receive)
+        return stop
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self.number == signal.SIGINT:
+            os._exit(EXIT_INTERRUPTED)
+        self.number = number

@@ -1,0 +1,89 @@
+"""A rank's main: everything it knows comes from the run directory and the launcher's environment.
+
+python -m mpt.train.worker RUN_DIR
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TextIO
+
+from mpt import errors, recipe
+from mpt.dist import process_group
+from mpt.errors import MptError
+from mpt.launch.attempt import LastWords, attempt_dir, leave_last_words, this_attempt
+from mpt.rundir import RECIPE
+from mpt.train.run import train
+from mpt.train.stop import StopSignal
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Train, and end with the exit code that tells the supervisor why."""
+    run_dir = Path(sys.argv[1])
+    _die_with_parent()
+    terminal = _log_to_own_file(run_dir)
+    code = _run(run_dir, terminal)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after a failure, torch's exit handlers can wait for ever on ranks that died.
+    os._exit(code)
+
+
+def _run(run_dir: Path, terminal: TextIO) -> int:
+    stop = StopSignal.install()
+    try:
+        cfg = recipe.load(run_dir / RECIPE)
+        with process_group() as ranks:
+            signal_number = train(cfg, run_dir, ranks, terminal, stop)
+    except MptError as error:
+        return _leave(run_dir, error, error.exit_code)
+    except BaseException as error:  # noqa: BLE001 - the boundary of the process
+        traceback.print_exc()
+        return _leave(run_dir, error, errors.EXIT_INTERNAL)
+    if signal_number is None:
+        return errors.EXIT_DONE
+    interrupted = signal_number == signal.SIGINT
+    code = errors.EXIT_INTERRUPTED if interrupted else errors.EXIT_PREEMPTED
+    return _leave(run_dir, InterruptedError("stopped by a signal, checkpoint saved"), code)
+
+
+def _leave(run_dir: Path, error: BaseException, code: int) -> int:
+    message = str(error) or type(error).__name__
+    rank = int(os.environ.get("RANK", "0"))
+    leave_last_words(run_dir, LastWords(rank, code, type(error).__name__, message))
+    return code
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this rank when its supervisor dies: an orphan would train on unseen."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent or parent == 1:  # it died before the request was in place
+        os._exit(errors.EXIT_INTERNAL)
+
+
+def _log_to_own_file(run_dir: Path) -> TextIO:
+    """Send all output, that of C++ included, to this rank's log; return the terminal's stream."""
+    directory = attempt_dir(run_dir, this_attempt())
+    directory.mkdir(parents=True, exist_ok=True)
+    terminal = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
+    log = os.open(
+        directory / f"rank-{os.environ.get('RANK', '0')}.log",
+        os.O_WRONLY | os.O_APPEND | os.O_CREAT,
+        mode=0o644,
+    )
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    return terminal
+
+
+if __name__ == "__main__":
+    main()

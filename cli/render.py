@@ -1,0 +1,133 @@
+"""What results look like: tables on stdout, remarks on stderr. No logic."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mpt.hf.export import Exported
+    from mpt.recipe import Recipe
+    from mpt.recipe.budget import Plan
+    from mpt.status import Status
+
+GIB = 1 << 30
+
+
+def tell(text: str) -> None:
+    """Say a sentence on stderr."""
+    print(f"mpt: {text}", file=sys.stderr)
+
+
+def plan(cfg: Recipe, found: Plan, run_dir: Path, as_json: bool) -> None:
+    """Show what a recipe would do."""
+    if as_json:
+        typer.echo(json.dumps({"run_dir": str(run_dir), **dataclasses.asdict(found)}))
+        return
+    model, train = cfg.model, cfg.train
+    workers = f"{found.world_size}"
+    if cfg.launch.nproc == "auto":
+        workers += " (auto: one per GPU, or one; the plan is for one)"
+    _rows(
+        {
+            "run": f"{cfg.run} in {run_dir}",
+            "model": f"{found.n_parameters:,} parameters: {model.n_layers} blocks, "
+            f"d_model {model.d_model}, {model.n_heads} heads, vocabulary {model.vocab_size:,}",
+            "step": f"{found.samples_per_step:,} samples of {model.max_seq_len:,} tokens "
+            f"= {found.tokens_per_step:,} tokens",
+            "run length": f"{found.steps:,} steps = {found.total_tokens:,} tokens, "
+            f"{found.total_flops:.3g} FLOPs",
+            "learning rate": f"{cfg.optimizer.lr:g}, {cfg.schedule.name}, "
+            f"{cfg.schedule.warmup_steps:,} warm-up steps",
+            "workers": workers,
+            "precision": train.precision,
+            "microbatch": f"{train.microbatch_size} samples",
+            "memory": f"{found.state_bytes_per_rank / GIB:.2f} GiB of state a worker, "
+            f"+ about {found.activation_bytes / GIB:.2f} GiB of activations "
+            f"at a microbatch of {found.microbatch_size}",
+            "checkpoints": f"every {cfg.checkpoint.every_steps:,} steps, "
+            f"{found.n_checkpoints_kept} kept, {found.bytes_per_checkpoint / GIB:.2f} GiB each",
+        }
+    )
+
+
+def status(found: Status) -> None:
+    """Show how a run is doing."""
+    state = found.state + (f" by {found.held_by}" if found.held_by else "")
+    rows = {
+        "run": found.run,
+        "state": state,
+        "step": f"{found.step:,} of {found.steps:,} ({found.tokens:,} tokens)",
+        "loss": _number(found.loss, "{:.4f} nats/token"),
+        "held-out": _number(found.eval_loss, "{:.4f} nats/token")
+        + _number(found.eval_bits_per_byte, ", {:.4f} bits/byte", missing=""),
+        "speed": _number(found.tokens_per_second, "{:,.0f} tokens/s")
+        + _number(found.mfu, ", MFU {:.1%}", missing=""),
+        "checkpoints": ", ".join(f"{step:,}" for step in found.checkpoints) or "none yet",
+        "faults": f"{found.faults:,}",
+    }
+    _rows(rows)
+    for event in found.last_events:
+        about = {k: v for k, v in event.items() if k not in ("event", "time")}
+        typer.echo(f"  {event.get('time', '')}  {event.get('event', '')}  {_inline(about)}")
+
+
+def verified(found: dict[Path, list[str]]) -> None:
+    """Show which checkpoints are sound."""
+    for directory, problems in found.items():
+        typer.echo(f"{directory}: {'damaged' if problems else 'sound'}")
+        for problem in problems:
+            typer.echo(f"  {problem}")
+
+
+def passed_over(found: dict[Path, list[str]]) -> None:
+    """Warn of checkpoints that were newer, but damaged."""
+    for directory, problems in found.items():
+        tell(f"{directory} is damaged and was passed over: {problems[0]}")
+
+
+def exported(done: Exported, as_json: bool) -> None:
+    """Show what an export wrote, and what was proved of it."""
+    if as_json:
+        result = {"directory": str(done.directory), "files": done.files, "dtype": done.dtype}
+        proof = None if done.proof is None else dataclasses.asdict(done.proof)
+        typer.echo(json.dumps({**result, "proof": proof}))
+    else:
+        _rows(
+            {
+                "exported": f"{done.directory} ({done.bytes / 1e6:,.1f} MB, {done.dtype})",
+                "files": ", ".join(done.files),
+                "proved": "no" if done.proof is None else str(done.proof),
+            }
+        )
+    for note in done.notes:
+        tell(note)
+    if not done.proved:
+        tell(
+            "transformers is not installed, so nobody has checked that it computes the same: "
+            "pip install 'mpt-train[hf]' and export again."
+        )
+
+
+def recipes(found: dict[str, str]) -> None:
+    """List recipes by name, with the first line of each."""
+    for name, text in found.items():
+        typer.echo(f"{name:20} {text.splitlines()[0].removeprefix('# ')}")
+
+
+def _rows(rows: dict[str, str]) -> None:
+    for name, value in rows.items():
+        typer.echo(f"{name:14} {value}")
+
+
+def _number(value: float | None, form: str, missing: str = "-") -> str:
+    return missing if value is None else form.format(value)
+
+
+def _inline(fields: dict[str, Any]) -> str:
+    return "  ".join(f"{key}={value}" for key, value in fields.items())

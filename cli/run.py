@@ -1,0 +1,115 @@
+"""`mpt train`, `resume`, `status`, `verify` and `init`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpt.errors import EXIT_CHECKPOINT, UsageError
+
+from . import render
+from .data import watch_progress
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")
+]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.")]
+CheckOnly = Annotated[bool, typer.Option("--check", help="Print the plan, start nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Nproc = Annotated[int | None, typer.Option("--nproc", help="Workers; the same as launch.nproc.")]
+
+
+def train(
+    recipe_file: RecipeFile,
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the run lives; default: runs/<run>.")
+    ] = None,
+    nproc: Nproc = None,
+    check: CheckOnly = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model from a recipe, or go on with it: the same command does both."""
+    from mpt import recipe
+    from mpt.recipe.budget import plan
+
+    cfg = recipe.load(recipe_file, [*(overrides or []), *_launch_override(nproc)])
+    directory = run_dir or Path("runs") / cfg.run
+    if check:
+        world_size = 1 if cfg.launch.nproc == "auto" else cfg.launch.nproc
+        render.plan(cfg, plan(cfg, world_size), directory, as_json)
+        return
+    from mpt.train.start import start
+
+    with watch_progress() as watch:
+        raise typer.Exit(
+            start(cfg, directory, source=recipe_file, tell=render.tell, progress=watch)
+        )
+
+
+def resume(run_dir: RunDir, overrides: Overrides = None, nproc: Nproc = None) -> None:
+    """Go on with a run from its newest checkpoint; keys such as optimizer.lr may change."""
+    from mpt.train.start import start, thaw
+
+    cfg = thaw(run_dir, [*(overrides or []), *_launch_override(nproc)])
+    with watch_progress() as watch:
+        raise typer.Exit(start(cfg, run_dir, source=None, tell=render.tell, progress=watch))
+
+
+def status(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """Show how a run is doing; reads files only."""
+    from mpt.status import read_status
+
+    found = read_status(run_dir)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(found)))
+    else:
+        render.status(found)
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="RUN_DIR|CHECKPOINT")], as_json: AsJson = False
+) -> None:
+    """Hash every file of the checkpoints; exit code 4 if one is damaged."""
+    from mpt.checkpoint.layout import verify_all
+
+    found = verify_all(path)
+    if as_json:
+        typer.echo(json.dumps({str(directory): problems for directory, problems in found.items()}))
+    else:
+        render.verified(found)
+    if any(found.values()):
+        raise typer.Exit(EXIT_CHECKPOINT)
+
+
+def init(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A shipped recipe.")] = None,
+) -> None:
+    """Write a shipped recipe into the current folder; without a name, list them."""
+    from mpt.recipe.shipped import shipped_recipes
+
+    recipes = shipped_recipes()
+    if name is None:
+        render.recipes(recipes)
+        return
+    name = name.removesuffix(".yaml")
+    if name not in recipes:
+        raise UsageError(f"no recipe is called {name!r}; there are: {', '.join(recipes)}.")
+    path = Path(f"{name}.yaml")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(recipes[name])
+    except FileExistsError:
+        raise UsageError(f"{path}: is there already; move it, or train it as it is.") from None
+    typer.echo(path)
+    print(f"mpt: next: mpt train {path}", file=sys.stderr)
+
+
+def _launch_override(nproc: int | None) -> list[str]:
+    return [] if nproc is None else [f"launch.nproc={nproc}"]

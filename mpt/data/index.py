@@ -1,0 +1,137 @@
+"""index.json, the list of a dataset's shards: written as mosaicml-streaming does, never trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mpt.data.shard import COLUMN, LIMIT_BYTES, Encoding, ShardInfo, shard_config
+from mpt.errors import DataError
+from mpt.storage import read_json
+
+INDEX_NAME = "index.json"
+LIMIT_INDEX_BYTES = 1 << 27
+"""Some 300,000 shards."""
+
+
+def format_index(shards: Sequence[ShardInfo], size_limit: int) -> str:
+    """Return the text of an index.json."""
+    entries = [
+        shard_config(shard.encoding, size_limit, list(shard.hashes))
+        | {
+            "raw_data": {
+                "basename": shard.basename,
+                "bytes": shard.file_bytes,
+                "hashes": shard.hashes,
+            },
+            "samples": shard.samples,
+            "zip_data": None,
+        }
+        for shard in shards
+    ]
+    return json.dumps({"version": 2, "shards": entries}, sort_keys=True)
+
+
+def has_index(directory: Path) -> bool:
+    """Say whether a complete dataset is there; False as well where one may not look."""
+    return os.path.isfile(directory / INDEX_NAME)
+
+
+def read_index(directory: Path) -> tuple[ShardInfo, ...]:
+    """Read and check the index of a dataset; no shard is opened.
+
+    Raises:
+        DataError: no dataset there, or an index that is damaged, hostile or of a kind that is
+            not read; names the file, the shard and the key.
+    """
+    path = directory / INDEX_NAME
+    if not has_index(directory):
+        if re.match(r"[a-z][a-z0-9+.-]*:/", str(directory)):  # Path makes s3:/ of s3://
+            raise DataError(f"{directory}: remote datasets are not read yet; copy it to a disk.")
+        raise DataError(f"{directory}: not a dataset: it has no {INDEX_NAME}.")
+    index = read_json(path, limit_bytes=LIMIT_INDEX_BYTES)
+    if not isinstance(index, dict) or index.get("version") != 2:
+        raise DataError(f"{path}: not an MDS index of version 2.")
+    entries = index.get("shards")
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: shards: not a list.")
+    return tuple(_Entry(entry, f"{path}: shards[{i}]").info() for i, entry in enumerate(entries))
+
+
+class _Entry:
+    """One shard's JSON, and where it stands, for messages."""
+
+    def __init__(self, entry: Any, where: str) -> None:
+        self._where = where
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: not an object.")
+        self._entry = entry
+
+    def info(self) -> ShardInfo:
+        """Return the entry with every value checked."""
+        self._refuse_unread_kinds()
+        raw = self._get("raw_data", dict, "an object")
+        file_bytes = self._count(raw.get("bytes"), "raw_data.bytes", LIMIT_BYTES)
+        return ShardInfo(
+            basename=self._basename(raw.get("basename")),
+            file_bytes=file_bytes,
+            # Each sample takes an offset of 4 bytes, so this bounds what a reader allocates.
+            samples=self._count(self._entry.get("samples"), "samples", file_bytes // 4),
+            encoding=self._encoding(),
+            hashes=self._hashes(raw.get("hashes", {})),
+        )
+
+    def _refuse_unread_kinds(self) -> None:
+        if self._entry.get("format") != "mds" or self._entry.get("version") != 2:
+            self._refuse("format", self._entry.get("format"), "mds of version 2")
+        if self._entry.get("compression") is not None or self._entry.get("zip_data") is not None:
+            raise DataError(
+                f"{self._where}: compression {self._entry.get('compression')!r:.40}: compressed "
+                "shards are not read yet; write the dataset with compression null."
+            )
+
+    def _encoding(self) -> Encoding:
+        names = self._get("column_names", list, "a list")
+        if names != [COLUMN]:
+            self._refuse("column_names", names, f"[{COLUMN!r}], the one column that is read")
+        encodings = self._get("column_encodings", list, "a list")
+        if len(encodings) != 1 or not isinstance(encodings[0], str):
+            self._refuse("column_encodings", encodings, "one name")
+        try:
+            encoding = Encoding.parse(encodings[0])
+        except DataError as cause:
+            raise DataError(f"{self._where}: column_encodings: {cause}") from cause
+        if (sizes := self._entry.get("column_sizes")) != [encoding.sample_bytes]:
+            self._refuse("column_sizes", sizes, f"[{encoding.sample_bytes}], as it is {encoding}")
+        return encoding
+
+    def _basename(self, name: Any) -> str:
+        """Return a file name that cannot lead out of the dataset."""
+        if not isinstance(name, str) or not 0 < len(name) < 256 or name in (".", ".."):
+            self._refuse("raw_data.basename", name, "a file name")
+        if any(sign in name for sign in "/\\\0:") or not name.isprintable():
+            self._refuse("raw_data.basename", name, "a file name without a path")
+        return name
+
+    def _hashes(self, hashes: Any) -> dict[str, str]:
+        if not isinstance(hashes, dict) or not all(isinstance(v, str) for v in hashes.values()):
+            self._refuse("raw_data.hashes", hashes, "hex digests by algorithm")
+        return hashes
+
+    def _count(self, value: Any, key: str, most: int) -> int:
+        if type(value) is not int or not 0 <= value <= most:
+            self._refuse(key, value, f"an integer from 0 to {most}")
+        return value
+
+    def _get(self, key: str, kind: type, name: str) -> Any:
+        value = self._entry.get(key)
+        if not isinstance(value, kind):
+            self._refuse(key, value, name)
+        return value
+
+    def _refuse(self, key: str, seen: Any, expected: str) -> NoReturn:
+        raise DataError(f"{self._where}: {key}: {seen!r:.80} is not {expected}.")

@@ -1,0 +1,202 @@
+"""Microbatches for one rank: the samples of a step, read ahead on one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mpt.data.dataset import Dataset, open_dataset
+from mpt.data.order import Order, rank_slice
+from mpt.errors import DataError
+from mpt.recipe.data import Data
+from mpt.recipe.model import Model
+from mpt.state import IGNORE, Microbatch
+
+Integers = NDArray[np.int64]
+
+STEPS_AHEAD = 2
+
+
+class Loader:
+    """This rank's microbatches of any step; a function of the step, so there is no state to save.
+
+    Every rank gets the same number of microbatches of the same shape, whatever the world size:
+    what its share of the step does not fill has all targets ignored.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        model: Model,
+        *,
+        seed: int,
+        global_batch_size: int,
+        microbatch_size: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+    ) -> None:
+        """Open the streams; no sample is read before the first `next`.
+
+        Raises:
+            DataError: a stream is missing, corrupt, or of another sample length.
+        """
+        # By name, so that the order of lines in the recipe has no part in the order of samples.
+        streams = sorted(data.streams.items())
+        self._names = [name for name, _ in streams]
+        self._datasets = [_open(Path(stream.path), model) for _, stream in streams]
+        self._order = Order(
+            [dataset.shard_sizes for dataset in self._datasets],
+            [stream.weight for _, stream in streams],
+            global_batch_size=global_batch_size,
+            seed=seed,
+            shuffle=data.shuffle,
+        )
+        self._model = model
+        self._rank, self._world_size = rank, world_size
+        self._microbatch_size = microbatch_size
+        self._device = device
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mpt-loader")
+        self._ahead: dict[int, Future[list[Microbatch]]] = {}
+
+    def next(self, step: int) -> list[Microbatch]:
+        """Return the microbatches of `step`, and begin to read the steps after it.
+
+        Steps may come in any order; one after the other is what is read ahead.
+
+        Raises:
+            DataError: a sample that cannot be read, or a token id outside the vocabulary;
+                names stream, shard and row.
+        """
+        wanted = range(step, step + 1 + STEPS_AHEAD)
+        for old in [number for number in self._ahead if number not in wanted]:
+            self._ahead.pop(old).cancel()
+        for number in wanted:
+            if number not in self._ahead:
+                self._ahead[number] = self._thread.submit(self._read, number)
+        return [_to(microbatch, self._device) for microbatch in self._ahead.pop(step).result()]
+
+    def close(self) -> None:
+        """End the thread; the loader is of no use afterwards."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read(self, step: int) -> list[Microbatch]:
+        positions = self._order.rank_positions(step, self._rank, self._world_size)
+        at = self._order.locate(positions)
+        samples = np.empty((len(positions), self._model.max_seq_len), np.int64)
+        for number, (name, dataset) in enumerate(zip(self._names, self._datasets, strict=True)):
+            mine = np.flatnonzero(at.stream == number)
+            if mine.size:
+                found = _read_checked(dataset, at.shard[mine], at.row[mine], self._model, name)
+                samples[mine] = found
+        n_microbatches = _microbatches_per_rank(
+            self._order.global_batch_size, self._world_size, self._microbatch_size
+        )
+        pin = self._device.type == "cuda"
+        return _cut(samples, n_microbatches, self._microbatch_size, pin)
+
+
+def eval_batches(
+    path: Path,
+    model: Model,
+    *,
+    samples: int | None,
+    microbatch_size: int,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+) -> Iterator[Microbatch]:
+    """Yield this rank's share of the first `samples` held-out samples, in file order.
+
+    Every rank gets the same number of microbatches of the same shape, padded with ignored
+    targets as in training.
+
+    Args:
+        samples: how many over all ranks; null, or more than there are, means all.
+
+    Raises:
+        DataError: as Loader's.
+    """
+    dataset = _open(path, model)
+    n_samples = min(samples or len(dataset), len(dataset))
+    share = rank_slice(n_samples, rank, world_size)
+    order = Order([dataset.shard_sizes], [1.0], n_samples, seed=0, shuffle=False)
+    pin = device.type == "cuda"
+    for number in range(_microbatches_per_rank(n_samples, world_size, microbatch_size)):
+        start = share.start + number * microbatch_size
+        stop = min(start + microbatch_size, share.stop)
+        at = order.locate(np.arange(start, max(start, stop), dtype=np.int64))
+        rows = _read_checked(dataset, at.shard, at.row, model, "eval")
+        yield _to(_cut(rows, 1, microbatch_size, pin)[0], device)
+
+
+def _open(path: Path, model: Model) -> Dataset:
+    dataset = open_dataset(path)
+    if dataset.sample_length != model.max_seq_len:
+        raise DataError(
+            f"{path}: samples of {dataset.sample_length} tokens, but model.max_seq_len is "
+            f"{model.max_seq_len}."
+        )
+    return dataset
+
+
+def _read_checked(
+    dataset: Dataset, shard: Integers, row: Integers, model: Model, name: str
+) -> Integers:
+    """Return samples (n, S), all ids within the vocabulary: on a GPU others end in a bare fault."""
+    samples = dataset.rows(shard, row)
+    if not len(samples) or (samples.min() >= 0 and samples.max() < model.vocab_size):
+        return samples
+    bad = int(np.flatnonzero(((samples < 0) | (samples >= model.vocab_size)).any(axis=1))[0])
+    token = next(token for token in samples[bad].tolist() if not 0 <= token < model.vocab_size)
+    file = dataset.path / dataset.shards[int(shard[bad])].basename
+    raise DataError(
+        f"{name}: {file}: row {row[bad]}: token id {token} is outside the vocabulary; "
+        f"model.vocab_size is {model.vocab_size}."
+    )
+
+
+def _microbatches_per_rank(n_samples: int, world_size: int, microbatch_size: int) -> int:
+    """Return the same number for every rank: enough for the rank with the largest share."""
+    largest_share = -(-n_samples // world_size)
+    return -(-largest_share // microbatch_size)
+
+
+def _cut(
+    samples: Integers, n_microbatches: int, microbatch_size: int, pin: bool
+) -> list[Microbatch]:
+    """Pad samples (n, S) with ignored rows, and cut them into microbatches of one shape."""
+    # In numpy: torch would start threads of its own here, beside those that train.
+    n, length = samples.shape
+    tokens = np.zeros((n_microbatches, microbatch_size, length), np.int64)
+    targets = np.full_like(tokens, IGNORE)
+    tokens.reshape(-1, length)[:n] = samples
+    targets.reshape(-1, length)[:n, :-1] = samples[:, 1:]  # the last token has no next one
+    both = (torch.from_numpy(array) for array in (tokens, targets))
+    pairs = zip(*(tensor.pin_memory() if pin else tensor for tensor in both), strict=True)
+    return [Microbatch(*pair) for pair in pairs]
+
+
+def _to(microbatch: Microbatch, device: torch.device) -> Microbatch:
+    """Copy to the device without waiting for it, from pinned memory."""
+    return Microbatch(
+        microbatch.tokens.to(device, non_blocking=True),
+        microbatch.targets.to(device, non_blocking=True),
+    )

@@ -1,0 +1,264 @@
+"""One shard file in MDS version 2, the format of mosaicml-streaming: write it, map it, trust none.
+
+Little-endian: uint32 samples n; uint32 offsets[n + 1] from the start of the file; a JSON
+header; the samples. A sample of a fixed-size column is its bare values; otherwise uint32
+payload bytes, then a byte (1 << 2 | k), the length in 2**k bytes, and the values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpt.errors import DataError
+
+COLUMN = "tokens"
+HASHES = ("sha256",)
+"""Recorded for each shard we write."""
+LIMIT_BYTES = (1 << 32) - 1
+"""Offsets are uint32."""
+HEADER_LIMIT_BYTES = 1 << 16
+ENCODING = re.compile(r"ndarray:(u?int(?:8|16|32|64))(?::([1-9]\d{0,8}))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How one sample's tokens lie in a shard, such as ndarray:uint16:2048."""
+
+    dtype: str
+    """numpy's name of an integer type; always little-endian in the file."""
+    sample_length: int | None
+    """Tokens of every sample, or null: each sample then says how many it has."""
+
+    @classmethod
+    def parse(cls, name: str) -> Encoding:
+        """Read MDS's name of an encoding.
+
+        Raises:
+            DataError: not an integer array of no or one dimension; names the encoding.
+        """
+        match = ENCODING.fullmatch(name)
+        if match is None:
+            raise DataError(
+                f"encoding {name[:80]!r} cannot be read; ndarray:uint16:2048 could, "
+                "or any integer type, with or without a length."
+            )
+        return cls(match[1], int(match[2]) if match[2] else None)
+
+    def __str__(self) -> str:
+        return f"ndarray:{self.dtype}" + (f":{self.sample_length}" if self.sample_length else "")
+
+    @property
+    def file_dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def sample_bytes(self) -> int | None:
+        """Bytes of every sample, or null where they vary."""
+        return self.sample_length and self.sample_length * self.file_dtype.itemsize
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What index.json says about one shard."""
+
+    basename: str
+    file_bytes: int
+    samples: int
+    encoding: Encoding
+    hashes: dict[str, str]
+    """Hex digest of the file by algorithm."""
+
+
+def shard_config(
+    encoding: Encoding, size_limit: int | None, hashes: Sequence[str]
+) -> dict[str, Any]:
+    """Return what both index.json and the shard itself say about how the shard was written."""
+    return {
+        "column_encodings": [str(encoding)],
+        "column_names": [COLUMN],
+        "column_sizes": [encoding.sample_bytes],
+        "compression": None,
+        "format": "mds",
+        "hashes": list(hashes),
+        "size_limit": size_limit,
+        "version": 2,
+    }
+
+
+def write_shard(
+    path: Path,
+    samples: Sequence[NDArray[Any]] | NDArray[Any],
+    encoding: Encoding,
+    *,
+    size_limit: int,
+    hashes: Sequence[str] = HASHES,
+) -> ShardInfo:
+    """Write one shard and make its bytes durable; its name becomes so with its directory.
+
+    Args:
+        samples: one-dimensional token arrays, or (n, S); values must fit the encoding.
+        size_limit: recorded only; the caller cuts the samples.
+        hashes: names of hashlib algorithms.
+
+    Raises:
+        DataError: more than LIMIT_BYTES.
+    """
+    parts = [_encode(np.asarray(sample), encoding) for sample in samples]
+    config = json.dumps(shard_config(encoding, size_limit, hashes), sort_keys=True).encode()
+    begin = 4 + 4 * (len(parts) + 1) + len(config)
+    offsets = begin + np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    if offsets[-1] > LIMIT_BYTES:
+        raise DataError(f"{path}: {offsets[-1]} bytes do not fit a shard of {LIMIT_BYTES} at most.")
+    head = np.concatenate([[len(parts)], offsets]).astype("<u4").tobytes()
+    payload = b"".join([head, config, *parts])
+    with path.open("xb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    digests = {name: hashlib.new(name, payload).hexdigest() for name in hashes}
+    return ShardInfo(path.name, len(payload), len(parts), encoding, digests)
+
+
+class Shard:
+    """A shard file, memory-mapped and checked; closed when the last reference goes."""
+
+    def __init__(self, path: Path, info: ShardInfo) -> None:
+        """Map a file.
+
+        Raises:
+            DataError: missing, or not a shard, or not the one that `info` describes.
+        """
+        self._path = path
+        self._encoding = info.encoding
+        self._bytes = _map(path, info.file_bytes)
+        self._offsets = self._read_offsets(info.samples)
+        self._check_header()
+        self._table = self._view_fixed()
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def sample(self, row: int) -> NDArray[Any]:
+        """Return one sample's tokens: a view into the file.
+
+        Raises:
+            DataError: the sample is corrupt; names file and row.
+        """
+        if self._table is not None:
+            row_view: NDArray[Any] = self._table[row]
+            return row_view
+        return self._decode(self._bytes[self._offsets[row] : self._offsets[row + 1]], row)
+
+    def rows(self, rows: NDArray[np.int64], length: int) -> NDArray[Any]:
+        """Return samples (n, length) in the file's dtype.
+
+        Raises:
+            DataError: a sample is corrupt or of another length; names file and row.
+        """
+        if self._table is not None and self._table.shape[1] == length:
+            return self._table[rows]
+        result = np.empty((len(rows), length), np.dtype(self._encoding.dtype))
+        for place, row in enumerate(rows.tolist()):
+            tokens = self.sample(row)
+            if len(tokens) != length:
+                raise self._bad(f"row {row} has {len(tokens)} tokens, not {length}")
+            result[place] = tokens
+        return result
+
+    def _read_offsets(self, samples: int) -> NDArray[np.int64]:
+        """Return where samples begin and end, int64 (n + 1,), each within the file."""
+        size = len(self._bytes)
+        table_end = 4 + 4 * (samples + 1)
+        if size < table_end:
+            raise self._bad(f"{size} bytes cannot hold the offsets of {samples} samples")
+        words = np.frombuffer(self._bytes, "<u4", samples + 2)
+        if words[0] != samples:
+            raise self._bad(f"holds {words[0]} samples; the index says {samples}")
+        offsets = words[1:].astype(np.int64)
+        if offsets[0] < table_end or offsets[-1] != size or (np.diff(offsets) < 0).any():
+            raise self._bad("its offsets do not lead through the file")
+        return offsets
+
+    def _check_header(self) -> None:
+        """Refuse a file whose own header disagrees with the index on how samples lie."""
+        start, end = 4 + 4 * len(self._offsets), int(self._offsets[0])
+        if end - start > HEADER_LIMIT_BYTES:
+            raise self._bad(f"its header takes {end - start} bytes")
+        try:
+            header = json.loads(self._bytes[start:end].tobytes().decode("utf-8"))
+        except (ValueError, RecursionError) as cause:
+            raise self._bad("its header is not JSON") from cause
+        wanted = shard_config(self._encoding, None, ())
+        for key in ("column_encodings", "column_names", "column_sizes"):
+            seen = header.get(key) if isinstance(header, dict) else None
+            if seen != wanted[key]:
+                raise self._bad(f"its header says {key} {seen!r:.80}; expected {wanted[key]}")
+
+    def _view_fixed(self) -> NDArray[Any] | None:
+        """Return all samples as one (n, S) view without a copy, if they are of one size."""
+        size, length = self._encoding.sample_bytes, self._encoding.sample_length
+        if size is None or length is None:
+            return None
+        if (np.diff(self._offsets) != size).any():
+            raise self._bad(f"not all of its samples have {size} bytes")
+        flat = np.frombuffer(
+            self._bytes, self._encoding.file_dtype, len(self) * length, int(self._offsets[0])
+        )
+        return flat.reshape(len(self), length)
+
+    def _decode(self, raw: NDArray[np.uint8], row: int) -> NDArray[Any]:
+        """Return the values of one variable-size sample, each length checked before its use."""
+        head = raw[:5].tobytes()
+        if len(head) < 5 or int.from_bytes(head[:4], "little") != len(raw) - 4:
+            raise self._bad(f"row {row} does not state its own size")
+        dimensions, width = head[4] >> 2, 1 << (head[4] & 3)
+        if dimensions != 1:
+            raise self._bad(f"row {row} has {dimensions} dimensions, not 1")
+        count = int.from_bytes(raw[5 : 5 + width].tobytes(), "little")
+        if 5 + width + count * self._encoding.file_dtype.itemsize != len(raw):
+            raise self._bad(f"row {row} says {count} tokens, but has {len(raw)} bytes")
+        return raw[5 + width :].view(self._encoding.file_dtype)
+
+    def _bad(self, what: str) -> DataError:
+        return DataError(f"{self._path}: corrupt shard: {what}.")
+
+
+def _encode(tokens: NDArray[Any], encoding: Encoding) -> bytes:
+    """Return one sample's bytes."""
+    assert tokens.ndim == 1
+    assert encoding.sample_length in (None, len(tokens))
+    stored = tokens.astype(encoding.file_dtype)
+    assert (stored == tokens).all(), "a token id that the encoding cannot hold"
+    values = stored.tobytes()
+    if encoding.sample_length is not None:
+        return values
+    k = next(k for k in range(4) if len(tokens) < 1 << (8 << k))
+    payload = bytes([1 << 2 | k]) + len(tokens).to_bytes(1 << k, "little") + values
+    return len(payload).to_bytes(4, "little") + payload
+
+
+def _map(path: Path, expected_bytes: int) -> NDArray[np.uint8]:
+    """Map a regular file of the size that the index states; nothing is read yet."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise DataError(f"{path}: not a regular file.")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != expected_bytes or size < 8:
+                raise DataError(
+                    f"{path}: corrupt shard: it has {size} bytes; the index says {expected_bytes}."
+                )
+            return np.memmap(file, np.uint8, "r", shape=(size,))
+    except OSError as cause:
+        raise DataError(f"{path}: cannot be read: {cause.strerror or cause}.") from cause

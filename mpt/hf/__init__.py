@@ -1,0 +1,1 @@
+"""Models in Hugging Face's own format: written, proved, and read back."""

@@ -85,7 +85,10 @@ def activation_bytes(model: Model, microbatch_size: int, precision: Precision) -
 def auto_microbatch_size(
     model: Model, *, share: int, budget_bytes: int, precision: Precision
 ) -> int:
-    """Return the largest power of two, at most `share`, whose activations fit the budget.
+    """Return the size of a microbatch when the share is cut into the fewest that fit the budget.
+
+    They are as equal as they can be: what does not fill the last one is padding, computed for
+    nothing.
 
     Args:
         model: the shape of the network.
@@ -96,10 +99,11 @@ def auto_microbatch_size(
     Returns:
         At least 1: whether a single sample fits is for the device to say.
     """
-    size = 1
-    while 2 * size <= share and activation_bytes(model, 2 * size, precision) <= budget_bytes:
-        size *= 2
-    return size
+    for n_microbatches in range(1, share):
+        size = -(-share // n_microbatches)
+        if activation_bytes(model, size, precision) <= budget_bytes:
+            return size
+    return 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,17 +101,22 @@ def test_the_head_is_charged_for_a_chunk_and_never_for_all_logits() -> None:
 
 @pytest.mark.parametrize("share", [1, 2, 3, 31, 32, 33, 1000])
 @pytest.mark.parametrize("budget_bytes", [0, GIB, 10 * GIB, 70 * GIB, 10**18])
-def test_auto_is_the_largest_power_of_two_that_fits(share: int, budget_bytes: int) -> None:
+def test_auto_takes_the_fewest_microbatches_that_fit(share: int, budget_bytes: int) -> None:
     model = mpt("1b")
     size = auto_microbatch_size(model, share=share, budget_bytes=budget_bytes, precision="bf16")
-    assert size & (size - 1) == 0
+    n_microbatches = -(-share // size)
     assert 1 <= size <= share
     assert size == 1 or activation_bytes(model, size, "bf16") <= budget_bytes
-    assert 2 * size > share or activation_bytes(model, 2 * size, "bf16") > budget_bytes
+    if n_microbatches > 1:
+        fewer = -(-share // (n_microbatches - 1))
+        assert activation_bytes(model, fewer, "bf16") > budget_bytes
+    assert n_microbatches * size - share < n_microbatches, "no sample of padding too many"
 
 
 def test_a_plan_adds_up() -> None:
-    tiny = recipe.load(TINY, ["train.steps=301", "train.microbatch_size=64"])
+    tiny = recipe.load(
+        TINY, ["train.steps=301", "train.global_batch_size=32", "train.microbatch_size=64"]
+    )
     got = plan(tiny, world_size=3)
     assert got.n_parameters == tiny.model.n_parameters
     assert got.tokens_per_step == 32 * 256

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpt import __version__
-from mpt.errors import EXIT_INTERRUPTED, MptError
+from mpt.errors import EXIT_INTERRUPTED, MptError, RecipeError
 
 from . import data, model, run
 
@@ -42,26 +42,19 @@ def main() -> None:
     """Run the command line; every exit code is one of mpt.errors."""
     try:
         app()
+    except RecipeError as error:
+        print(error, file=sys.stderr)  # each line has its own place in front
+        sys.exit(error.exit_code)
     except MptError as error:
-        _say(str(error))
+        print(f"mpt: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _say("interrupted.")
+        print("mpt: interrupted.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone, as in `mpt status | head -1`. Python would complain
         # once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _say(message: str) -> None:
-    """Print an error; the problems of a recipe have their places in front of each already."""
-    print(
-        "\n".join(
-            f"mpt: {line}" if i == 0 else line for i, line in enumerate(message.splitlines())
-        ),
-        file=sys.stderr,
-    )
 
 
 if __name__ == "__main__":

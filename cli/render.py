@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from mpt.hf.export import Exported
+    from mpt.hf.prove import Proof
     from mpt.recipe import Recipe
     from mpt.recipe.budget import Plan
     from mpt.status import Status
@@ -46,10 +47,12 @@ def plan(cfg: Recipe, found: Plan, run_dir: Path, as_json: bool) -> None:
             f"{cfg.schedule.warmup_steps:,} warm-up steps",
             "workers": workers,
             "precision": train.precision,
-            "microbatch": f"{train.microbatch_size} samples",
+            "microbatch": "auto: the fewest, as large as memory allows"
+            if train.microbatch_size == "auto"
+            else f"{train.microbatch_size} samples",
             "memory": f"{found.state_bytes_per_rank / GIB:.2f} GiB of state a worker, "
-            f"+ about {found.activation_bytes / GIB:.2f} GiB of activations "
-            f"at a microbatch of {found.microbatch_size}",
+            f"and about {found.activation_bytes / GIB:.2f} GiB of activations "
+            f"for a microbatch of {found.microbatch_size}",
             "checkpoints": f"every {cfg.checkpoint.every_steps:,} steps, "
             f"{found.n_checkpoints_kept} kept, {found.bytes_per_checkpoint / GIB:.2f} GiB each",
         }
@@ -102,7 +105,7 @@ def exported(done: Exported, as_json: bool) -> None:
             {
                 "exported": f"{done.directory} ({done.bytes / 1e6:,.1f} MB, {done.dtype})",
                 "files": ", ".join(done.files),
-                "proved": "no" if done.proof is None else str(done.proof),
+                "proved": _proof(done.proof),
             }
         )
     for note in done.notes:
@@ -112,6 +115,15 @@ def exported(done: Exported, as_json: bool) -> None:
             "transformers is not installed, so nobody has checked that it computes the same: "
             "pip install 'mpt-train[hf]' and export again."
         )
+
+
+def _proof(proof: Proof | None) -> str:
+    if proof is None:
+        return "no"
+    return (
+        f"transformers {proof.transformers} computes the same: logits of {proof.n_tokens:,} tokens "
+        f"differ by {proof.max_difference:.1e} at most, ids of {proof.n_texts} texts are equal"
+    )
 
 
 def recipes(found: dict[str, str]) -> None:

@@ -37,9 +37,11 @@ def train(
 ) -> None:
     """Train a model from a recipe, or go on with it: the same command does both."""
     from mpt import recipe
+    from mpt.data.dataset import tokenizer_problems
     from mpt.recipe.budget import plan
 
-    cfg = recipe.load(recipe_file, [*(overrides or []), *_launch_override(nproc)])
+    changes = [*(overrides or []), *_launch_override(nproc)]
+    cfg = recipe.load(recipe_file, changes, checks=[tokenizer_problems])
     directory = run_dir or Path("runs") / cfg.run
     if check:
         world_size = 1 if cfg.launch.nproc == "auto" else cfg.launch.nproc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +15,10 @@ from mpt.data.index import read_index
 from mpt.data.shard import Shard, ShardInfo
 from mpt.errors import DataError
 from mpt.recipe.model import Model
+from mpt.recipe.problem import Problem
+from mpt.recipe.recipe import Recipe
 from mpt.storage import hash_file, read_json
-from mpt.tokenizer import Tokenizer
+from mpt.tokenizer import Tokenizer, load_tokenizer
 
 ABOUT_NAME = "dataset.json"
 LIMIT_ABOUT_BYTES = 1 << 20
@@ -157,6 +159,24 @@ def check_tokenizer(tokenizer: Tokenizer, model: Model) -> None:
         raise DataError(
             f"the tokenizer has {tokenizer.vocab_size} ids, but model.vocab_size is "
             f"{model.vocab_size}; set that to {tokenizer.vocab_size} or more."
+        )
+
+
+def tokenizer_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what is wrong between a recipe's model and its tokenizer, if that is there yet."""
+    path = Path(recipe.tokenizer.path)
+    if not path.is_file():
+        return
+    try:
+        n_ids = load_tokenizer(path).vocab_size
+    except DataError as error:
+        yield Problem("tokenizer.path", str(error))
+        return
+    if n_ids > recipe.model.vocab_size:
+        yield Problem(
+            "model.vocab_size",
+            f"{recipe.model.vocab_size} rows do not cover the {n_ids} ids of {path}",
+            f"use {n_ids} or more; the next multiple of 128 is {-(-n_ids // 128) * 128}.",
         )
 
 

@@ -86,15 +86,12 @@ class _Agent(LocalElasticAgent):
         specs = DefaultLogsSpecs(log_dir=str(run_dir / LOGS / "elastic"))
         super().__init__(spec, specs, start_method="spawn", shutdown_timeout=STOP_GRACE_S)
         self._run_dir = run_dir
-        self._first_attempt = first_attempt
+        self.attempt = first_attempt - 1
+        """Number of the latest attempt; one more with each start of the workers."""
         self._journal = Journal(run_dir)
 
-    @property
-    def attempt(self) -> int:
-        restarts: int = self._worker_group.spec.max_restarts - self._remaining_restarts
-        return self._first_attempt + restarts
-
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self.attempt += 1
         attempt_dir(self._run_dir, self.attempt).mkdir(parents=True, exist_ok=True)
         pids: dict[int, Any] = super()._start_workers(worker_group)  # by local rank
         self._journal.event(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from mpt.errors import RecipeError
@@ -15,16 +16,27 @@ from mpt.recipe.source import Place, Report
 _MAX_BYTES = 1_000_000
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+Check = Callable[[Recipe], Iterable[Problem]]
+"""A check that needs more than the recipe, such as a file that it names."""
+
+
+def load(path: Path, overrides: Sequence[str] = (), checks: Sequence[Check] = ()) -> Recipe:
     """Return the recipe in the file at `path` with `KEY=VALUE` overrides laid over it.
+
+    Args:
+        path: a YAML file.
+        overrides: the last one wins.
+        checks: are run with the recipe's own, so that all problems come at once.
 
     Raises:
         RecipeError: with one line for each problem, `file:line:column: key: what; what to do`.
     """
-    return loads(_read(path), str(path), overrides)
+    return loads(_read(path), str(path), overrides, checks)
 
 
-def loads(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
+def loads(
+    text: str, name: str, overrides: Sequence[str] = (), checks: Sequence[Check] = ()
+) -> Recipe:
     """Return the recipe that `text` spells; `name` stands for its file in messages."""
     report = Report(name)
     try:
@@ -38,7 +50,8 @@ def loads(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
     values = interpolate.resolve(root, report)
     recipe = None if values is None else convert.section(Recipe, "", values, report)
     if recipe is not None:
-        for problem in recipe.problems():
+        found = (check(recipe) for check in (Recipe.problems, *checks))
+        for problem in chain.from_iterable(found):
             report.at_value(problem)
     report.raise_if_any()
     assert recipe is not None, "a recipe is made unless there is a problem"

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_verify_passes_a_sound_run(small: Small, run_dir: Path) -> None:
 
 
 def test_an_exported_model_works_in_transformers_with_no_code_of_ours(exported: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(exported, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(exported, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(exported, local_files_only=True)
     prompt = tokenizer("def main(", return_tensors="pt")
     out = model.generate(**prompt, max_new_tokens=12, do_sample=False)
@@ -126,7 +127,9 @@ def test_generate_gives_the_same_text_from_run_checkpoint_and_export(
     assert texts.pop().startswith("def main(")
 
 
-def test_an_export_is_never_written_over_unasked(small: Small, run_dir: Path, exported: Path):
+def test_an_export_is_written_over_only_if_asked(
+    small: Small, run_dir: Path, exported: Path
+) -> None:
     assert "overwrite" in small.mpt("export", run_dir, exported, code=2).stderr
     small.mpt("export", run_dir, exported, "--overwrite", "--dtype", "bf16")
 

@@ -25,7 +25,7 @@ def sharded(ranks: Ranks, cfg: Model = TINY, seed: int = 3) -> nn.Module:
         fully_shard(block, mesh=ranks.mesh)
     fully_shard(model, mesh=ranks.mesh)
     assert isinstance(model, FSDPModule)
-    model.to_empty(device="cpu")
+    model.to_empty(device=ranks.device)
     initialise(model, cfg, seed)
     return model
 

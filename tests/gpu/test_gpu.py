@@ -1,0 +1,106 @@
+"""On a GPU: the same laws as on the CPU, against the CPU. Run with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mpt.checkpoint.load import restore
+from mpt.checkpoint.save import Origin, Saver
+from mpt.dist import process_group
+from mpt.model.attend import attend_sdpa
+from mpt.model.network import MPT
+from mpt.model.position import alibi_slopes
+from mpt.objective import next_token_nats
+from mpt.optim import build_optimizer, training_tensors
+from mpt.recipe.train import Optimizer
+from mpt.state import IGNORE, Microbatch, RunState
+from mpt.train.step import train_step
+from tests.tiny_model import TINY, digest, sharded, whole
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment of a single rank."""
+    for key, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(20_000 + os.getpid() % 20_000),
+    }.items():
+        monkeypatch.setenv(key, value)
+
+
+def batch(device: torch.device) -> Microbatch:
+    tokens = torch.randint(0, TINY.vocab_size, (4, TINY.max_seq_len))
+    targets = tokens.roll(-1, dims=1)
+    targets[:, -1] = IGNORE
+    return Microbatch(tokens.to(device), targets.to(device))
+
+
+def test_attention_on_the_gpu_equals_the_cpu() -> None:
+    q, k, v = torch.randn(3, 2, 3, 200, 16)
+    slopes = alibi_slopes(3)
+    here = attend_sdpa(q, k, v, slopes, 0.3, 0.0)
+    there = attend_sdpa(q.cuda(), k.cuda(), v.cuda(), slopes.cuda(), 0.3, 0.0)
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_on_the_gpu_equals_the_cpu() -> None:
+    with process_group() as ranks:
+        model = sharded(ranks)
+        plain = MPT(TINY)
+        plain.load_state_dict({name: whole(p).cpu() for name, p in model.named_parameters()})
+        optimizer = build_optimizer(model, Optimizer(lr=1e-3))
+        there = batch(ranks.device)
+        expected = plain(there.tokens.cpu(), there.targets.cpu()) / (there.targets != IGNORE).sum()
+        result = train_step(model, optimizer, [there], next_token_nats, max_grad_norm=1.0)
+        assert float(result.loss) == pytest.approx(float(expected.detach()), rel=1e-3)
+        assert bool(result.applied)
+
+
+def test_the_step_never_makes_the_host_wait_for_the_gpu() -> None:
+    with process_group() as ranks:
+        model = sharded(ranks)
+        optimizer = build_optimizer(model, Optimizer(lr=1e-3))
+        there = batch(ranks.device)
+        for _ in range(2):
+            train_step(model, optimizer, [there], next_token_nats, max_grad_norm=1.0)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            train_step(model, optimizer, [there], next_token_nats, max_grad_norm=1.0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_save_then_load_is_the_identity_on_the_gpu(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"stands for a tokenizer")
+    with process_group() as ranks:
+        model = sharded(ranks)
+        optimizer = build_optimizer(model, Optimizer(lr=1e-2))
+        tensors = training_tensors(model, optimizer)
+        train_step(model, optimizer, [batch(ranks.device)], next_token_nats, max_grad_norm=1.0)
+        saved = digest({name: whole(t).cpu() for name, t in tensors.items()})
+        saver = Saver(
+            tmp_path / "checkpoints",
+            tensors,
+            Origin(TINY, "", tmp_path / "tokenizer.model", {}),
+            ranks,
+            keep=1,
+            report=lambda *_, **__: None,
+        )
+        saver.save(RunState(1, 4, 64))
+        for tensor in tensors.values():
+            tensor.zero_()
+        saver.close()
+        restore(tmp_path / "checkpoints", tensors, TINY, ranks, reject=print)
+        assert digest({name: whole(t).cpu() for name, t in tensors.items()}) == saved

@@ -15,6 +15,7 @@ from mpt.errors import RecipeError, UsageError
 from mpt.recipe import scalar
 from mpt.recipe.load import loads
 from mpt.recipe.recipe import Recipe
+from mpt.storage import atomic_write
 
 _HEAD = "# The recipe of this run, resolved. Every process reads it; change it with `mpt resume`.\n"
 
@@ -33,7 +34,7 @@ def freeze(recipe: Recipe, path: Path) -> None:
     if changed := differences(recipe, read_back):
         raise UsageError(f"{path}: cannot be frozen: {', '.join(changed)} would change.")
     try:
-        _write_atomically(path, text)
+        atomic_write(path, text)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}.") from error
 
@@ -105,20 +106,3 @@ def _flat(values: dict[str, Any], above: str = "") -> list[tuple[str, object]]:
         else:
             pairs.append((above + name, value))
     return pairs
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the new name itself survives a power cut
-    finally:
-        os.close(directory)

@@ -18,7 +18,7 @@ from mpt.recipe.budget import (
 )
 from mpt.recipe.model import Model
 
-TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
+TINY = Path(__file__).parents[1] / "golden" / "recipe.yaml"
 GIB = 1 << 30
 
 # The released MPT-7B and MPT-30B count 6,649,286,656 and 29,957,200,896 parameters.

@@ -10,7 +10,7 @@ from mpt import recipe
 from mpt.errors import EXIT_USAGE, RecipeError
 from mpt.recipe.load import loads
 
-TINY = (Path(__file__).parents[2] / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+TINY = (Path(__file__).parents[1] / "golden" / "recipe.yaml").read_text(encoding="utf-8")
 
 
 def problems(text: str, *overrides: str) -> list[str]:

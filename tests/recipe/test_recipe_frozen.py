@@ -19,7 +19,7 @@ from mpt.recipe.data import Stream
 from mpt.recipe.frozen import to_yaml
 from mpt.recipe.load import loads
 
-TINY = (Path(__file__).parents[2] / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+TINY = (Path(__file__).parents[1] / "golden" / "recipe.yaml").read_text(encoding="utf-8")
 
 
 def tiny(*overrides: str) -> Recipe:

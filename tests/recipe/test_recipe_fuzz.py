@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mpt import recipe
 from mpt.errors import RecipeError
 
-TINY = (Path(__file__).parents[2] / "recipes" / "tiny.yaml").read_bytes()
+TINY = (Path(__file__).parents[1] / "golden" / "recipe.yaml").read_bytes()
 
 NASTY = [
     *(

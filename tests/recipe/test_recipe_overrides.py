@@ -10,7 +10,7 @@ from mpt.errors import RecipeError
 from mpt.recipe.data import Stream
 from mpt.recipe.load import loads
 
-TINY = (Path(__file__).parents[2] / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+TINY = (Path(__file__).parents[1] / "golden" / "recipe.yaml").read_text(encoding="utf-8")
 
 
 def refusal(*overrides: str) -> str:

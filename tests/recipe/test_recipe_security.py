@@ -10,7 +10,7 @@ import pytest
 from mpt.errors import RecipeError
 from mpt.recipe.load import loads
 
-TINY = (Path(__file__).parents[2] / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+TINY = (Path(__file__).parents[1] / "golden" / "recipe.yaml").read_text(encoding="utf-8")
 SECRET = "correct-horse-battery"
 
 

@@ -16,7 +16,7 @@ from mpt.recipe.data import Stream
 from mpt.recipe.load import loads
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-TINY = (RECIPES / "tiny.yaml").read_text(encoding="utf-8")
+TINY = (Path(__file__).parents[1] / "golden" / "recipe.yaml").read_text(encoding="utf-8")
 
 
 def same(one: object, other: object) -> bool:
@@ -77,7 +77,7 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
     assert recipe.load(path).run == path.stem
 
 
-def test_tiny_means_what_it_says() -> None:
+def test_the_recipe_of_the_contract_means_what_it_says() -> None:
     tiny = loads(TINY, "tiny.yaml")
     assert tiny.data.streams == {"stdlib": Stream(path="data/stdlib/train", weight=1.0)}
     assert same(tiny.optimizer.lr, 1e-3)

@@ -49,10 +49,9 @@ def train(
         return
     from mpt.train.start import start
 
-    with watch_progress() as watch:
-        raise typer.Exit(
-            start(cfg, directory, source=recipe_file, tell=render.tell, progress=watch)
-        )
+    raise typer.Exit(
+        start(cfg, directory, source=recipe_file, tell=render.tell, progress=watch_progress)
+    )
 
 
 def resume(run_dir: RunDir, overrides: Overrides = None, nproc: Nproc = None) -> None:
@@ -60,8 +59,7 @@ def resume(run_dir: RunDir, overrides: Overrides = None, nproc: Nproc = None) ->
     from mpt.train.start import start, thaw
 
     cfg = thaw(run_dir, [*(overrides or []), *_launch_override(nproc)])
-    with watch_progress() as watch:
-        raise typer.Exit(start(cfg, run_dir, source=None, tell=render.tell, progress=watch))
+    raise typer.Exit(start(cfg, run_dir, source=None, tell=render.tell, progress=watch_progress))
 
 
 def status(run_dir: RunDir, as_json: AsJson = False) -> None:

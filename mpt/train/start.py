@@ -7,18 +7,20 @@ import platform
 import shutil
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from mpt import recipe
+from mpt.checkpoint.layout import committed, step_of
 from mpt.data.dataset import check_dataset, open_dataset, verify
 from mpt.data.index import INDEX_NAME
 from mpt.data.prepare import Watch, prepare
-from mpt.errors import DataError, UsageError
+from mpt.errors import EXIT_DONE, DataError, UsageError
 from mpt.launch.lock import run_lock
 from mpt.log import Journal, utc_now
 from mpt.recipe import Recipe
-from mpt.rundir import PROVENANCE, RECIPE, RECIPE_SOURCE, versions
+from mpt.rundir import CHECKPOINTS, PROVENANCE, RECIPE, RECIPE_SOURCE, versions
 from mpt.storage import atomic_write, hash_file
 from mpt.tokenizer import load_tokenizer
 
@@ -26,15 +28,18 @@ FIXED_FOR_A_RUN = ("run", "seed", "model.", "tokenizer.", "data.", "train.global
 """Keys, or beginnings of keys, that a run keeps: its weights and sample order hang on them."""
 
 Tell = Callable[[str], None]
+Progress = Callable[[], AbstractContextManager[Watch]]
 
 
-def start(cfg: Recipe, run_dir: Path, *, source: Path | None, tell: Tell, progress: Watch) -> int:
+def start(
+    cfg: Recipe, run_dir: Path, *, source: Path | None, tell: Tell, progress: Progress
+) -> int:
     """Train `cfg` in `run_dir`, from its newest checkpoint if there is one.
 
     Args:
         source: the recipe file as the user wrote it, kept beside the resolved one.
         tell: is given a sentence for each thing a person should know.
-        progress: is told how far the preparation of data has come.
+        progress: is open while data is prepared, and told how far that has come.
 
     Returns:
         The exit code of `mpt`.
@@ -48,7 +53,8 @@ def start(cfg: Recipe, run_dir: Path, *, source: Path | None, tell: Tell, progre
     run_dir.mkdir(parents=True, exist_ok=True)
     with run_lock(run_dir):
         changes = _changes(cfg, run_dir)
-        prepare(cfg, progress=progress)
+        with progress() as watch:
+            prepare(cfg, progress=watch)
         dataset_hashes = _check_data(cfg)
         _write_run_directory(cfg, run_dir, source, dataset_hashes)
         if changes:
@@ -58,7 +64,9 @@ def start(cfg: Recipe, run_dir: Path, *, source: Path | None, tell: Tell, progre
         # torch enters the process here: what came before need not wait for it.
         from mpt.launch.supervisor import supervise
 
-        return supervise(run_dir, cfg.launch)
+        code = supervise(run_dir, cfg.launch)
+    tell(_last_word(code, run_dir))
+    return code
 
 
 def thaw(run_dir: Path, overrides: list[str]) -> Recipe:
@@ -71,6 +79,15 @@ def thaw(run_dir: Path, overrides: list[str]) -> Recipe:
     if not path.is_file():
         raise UsageError(f"{run_dir}: is not a run directory: it has no {RECIPE}.")
     return recipe.load(path, overrides)
+
+
+def _last_word(code: int, run_dir: Path) -> str:
+    """Say how the run ended and what comes next."""
+    newest = next(iter(committed(run_dir / CHECKPOINTS)), None)
+    saved = "nothing saved yet" if newest is None else f"saved at step {step_of(newest):,}"
+    if code == EXIT_DONE:
+        return f"finished, {saved}; next: mpt export {run_dir} OUT_DIR"
+    return f"stopped, {saved}; to go on: mpt resume {run_dir}"
 
 
 def _changes(cfg: Recipe, run_dir: Path) -> dict[str, tuple[object, object]]:

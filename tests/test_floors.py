@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,13 @@ def test_files_and_functions_stay_small_and_say_what_they_are(path: Path) -> Non
 def test_torch_is_not_imported_where_a_laptop_only_checks_a_recipe(path: Path) -> None:
     found = {name.partition(".")[0] for name in imports(path, at_top_only=True)}
     assert not found & {"torch", "transformers", "safetensors"}
+
+
+def test_every_package_travels_in_the_wheel() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(settings["tool"]["setuptools"]["packages"])
+    there = {".".join(path.parent.parts) for path in FILES}
+    assert listed == {name.replace("cli", "mpt.cli", 1) for name in there} | {"mpt.recipes"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -78,7 +79,7 @@ def should_compile(recipe: Recipe, device: torch.device) -> bool:
 def choose_microbatch_size(recipe: Recipe, ranks: Ranks) -> int:
     """Return the samples per forward pass; auto is the most that should fit, up to the share.
 
-    The update does not depend on it, so that a resumed run on other hardware may choose anew.
+    The update does not depend on it beyond rounding, so a run may go on on other hardware.
     """
     share = -(-recipe.train.global_batch_size // ranks.world_size)
     if recipe.train.microbatch_size != "auto":
@@ -93,13 +94,25 @@ def choose_microbatch_size(recipe: Recipe, ranks: Ranks) -> int:
 
 
 def _memory_bytes(ranks: Ranks) -> int:
-    """Memory that this rank may count on: its GPU's, or its part of the host's free memory."""
+    """Memory that this rank may count on: its GPU's, or its part of the host's.
+
+    All of it, not what happens to be free: a resumed run must choose as it did before, or its
+    sums are in another order and its bits differ.
+    """
     if ranks.device.type == "cuda":
         return int(torch.cuda.get_device_properties(ranks.device).total_memory)
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # All ranks must choose alike, and each sees another moment.
-    return min_over_ranks(free // local_world_size)
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # All ranks must choose alike, and machines may differ.
+    return min_over_ranks(min(host, _container_limit_bytes()) // local_world_size)
+
+
+def _container_limit_bytes() -> int:
+    """The memory limit of this container (cgroup v2), which the kernel's total does not know."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # there is none, or it says "max"
+        return 1 << 62
 
 
 def _cpu_has_bf16() -> bool:

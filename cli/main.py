@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
 import typer
 
 from mpt import __version__
-from mpt.errors import EXIT_INTERRUPTED, MptError, RecipeError
+from mpt.errors import EXIT_INTERRUPTED, EXIT_USAGE, MptError, RecipeError
 
 from . import data, model, run
 
@@ -51,10 +50,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("mpt: interrupted.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has gone, as in `mpt status | head -1`. Python would complain
-        # once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"mpt: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
 
 
 if __name__ == "__main__":

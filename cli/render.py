@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from mpt.log import say
 
 if TYPE_CHECKING:
     from mpt.hf.export import Exported
@@ -22,7 +23,7 @@ GIB = 1 << 30
 
 def tell(text: str) -> None:
     """Say a sentence on stderr."""
-    print(f"mpt: {text}", file=sys.stderr)
+    say(f"mpt: {text}\n")
 
 
 def plan(cfg: Recipe, found: Plan, run_dir: Path, as_json: bool) -> None:

@@ -36,6 +36,7 @@ class Display:
         self._every = every
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._closed = False
 
     def __enter__(self) -> Display:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -47,12 +48,12 @@ class Display:
                 expand=True,
             )
             self._task = self._progress.add_task("train", total=self._steps, reading="starting")
-            self._progress.start()
+            self._draw(self._progress.start)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            self._draw(self._progress.stop)
 
     def show(self, reading: Reading) -> None:
         """Draw one step; off a terminal only every so many steps, and the first and last."""
@@ -68,7 +69,16 @@ class Display:
         self._print(f"[{style}]{escape(text)}[/]" if style else escape(text))
 
     def _print(self, text: str) -> None:
-        self._console.print(text)
+        self._draw(lambda: self._console.print(text))
+
+    def _draw(self, act: Callable[[], object]) -> None:
+        """Draw, and go on without a terminal that was closed; rich exits at a broken pipe."""
+        if self._closed:
+            return
+        try:
+            act()
+        except (OSError, SystemExit):
+            self._closed = True
 
 
 def _fields(reading: Reading, bold: bool = False) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,8 +47,14 @@ class Journal:
                 os.close(descriptor)
         except OSError as error:
             if not self._complained:
-                print(f"mpt: {self.run_dir / name}: cannot be written: {error}", file=sys.stderr)
+                say(f"mpt: {self.run_dir / name}: cannot be written: {error}\n")
             self._complained = True
+
+
+def say(text: str, end: str = "") -> None:
+    """Write to the terminal, if there still is one: a closed one must not end a run."""
+    with suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def utc_now() -> str:

@@ -58,15 +58,16 @@ def read_status(run_dir: Path) -> Status:
             last_step = record
         elif "eval_loss" in record:
             last_eval = record
-    n_faults, events = 0, deque[dict[str, Any]](maxlen=LAST_EVENTS)
+    n_faults, finished, events = 0, False, deque[dict[str, Any]](maxlen=LAST_EVENTS)
     for event in read_lines(run_dir / EVENTS):
         n_faults += event.get("event") == "fault"
+        finished = event.get("event") == "finished"
         events.append(event)
     held_by = holder(run_dir)
     step = int(last_step.get("step", 0))
     return Status(
         run=cfg.run,
-        state="running" if held_by else "finished" if step >= cfg.train.steps else "stopped",
+        state="running" if held_by else "finished" if finished else "stopped",
         held_by=held_by,
         step=step,
         steps=cfg.train.steps,

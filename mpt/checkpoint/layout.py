@@ -12,9 +12,10 @@ from if, besides, every file is as the manifest says (`damage`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +64,10 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        """Return the text of manifest.json, with a hash over the rest of it."""
+        content = asdict(self)
+        sealed = {**content, "sha256": _seal(content)}
+        return json.dumps(sealed, indent=1, sort_keys=True) + "\n"
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of the files of one kind."""
@@ -86,6 +90,13 @@ def committed(checkpoints: Path) -> list[Path]:
         return []
     found = [p for p in checkpoints.iterdir() if _STEP_NAME.fullmatch(p.name) and p.is_dir()]
     return sorted(found, key=step_of, reverse=True)
+
+
+def set_aside(checkpoints: Path) -> list[Path]:
+    """Return the damaged checkpoints that were moved out of the way."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(p for p in checkpoints.iterdir() if CORRUPT in p.name)
 
 
 def step_of(directory: Path) -> int:
@@ -111,6 +122,8 @@ def read_manifest(directory: Path) -> Manifest:
             raise CheckpointError(
                 f"{path}: format {raw.get('format')!r} is not {FORMAT}, the one read here."
             )
+        if raw.pop("sha256", None) != _seal(raw):
+            raise ValueError("its bytes have changed since it was written")
         files = tuple(_read_file(entry) for entry in raw.pop("files"))
         manifest = Manifest(**raw, files=files)
         counts = (manifest.step, manifest.samples, manifest.tokens, manifest.world_size)
@@ -118,15 +131,23 @@ def read_manifest(directory: Path) -> Manifest:
             raise ValueError("step, samples, tokens or world_size is not a count")
         if not isinstance(manifest.model, dict):
             raise ValueError("model is not a mapping")
+        if _STEP_NAME.fullmatch(directory.name) and manifest.step != step_of(directory):
+            raise ValueError(f"it is of step {manifest.step}")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: is not a manifest: {error}") from error
     return manifest
 
 
-def damage(directory: Path, manifest: Manifest, share: tuple[int, int] = (0, 1)) -> list[str]:
+def damage(
+    directory: Path,
+    manifest: Manifest,
+    share: tuple[int, int] = (0, 1),
+    kinds: Collection[Kind] = KINDS,
+) -> list[str]:
     """Return what is wrong with the files of a checkpoint, a sentence each; none is good.
 
     Args:
+        kinds: of the files to look at; an export needs no optimizer.
         share: (rank, world_size) hashes every world_size-th file only, so that the ranks of a
             run can verify a large checkpoint together.
     """
@@ -134,15 +155,22 @@ def damage(directory: Path, manifest: Manifest, share: tuple[int, int] = (0, 1))
     named = {file.name for file in manifest.files}
     strangers = {p.name for p in directory.glob("*.safetensors")} - named
     found = [f"{name}: is not in the manifest" for name in sorted(strangers)]
-    for file in sorted(manifest.files, key=lambda file: file.name)[rank::world_size]:
-        path = directory / file.name
+    wanted = sorted((f for f in manifest.files if f.kind in kinds), key=lambda file: file.name)
+    faults = ((file.name, _fault(directory / file.name, file)) for file in wanted[rank::world_size])
+    return found + [f"{name}: {fault}" for name, fault in faults if fault]
+
+
+def _fault(path: Path, file: File) -> str | None:
+    try:
         if not path.is_file():
-            found.append(f"{file.name}: is missing")
-        elif path.stat().st_size != file.bytes:
-            found.append(f"{file.name}: has {path.stat().st_size} bytes, not {file.bytes}")
-        elif hash_file(path) != file.sha256:
-            found.append(f"{file.name}: its bytes have changed since it was written")
-    return found
+            return "is missing"
+        if path.stat().st_size != file.bytes:
+            return f"has {path.stat().st_size} bytes, not {file.bytes}"
+        if hash_file(path) != file.sha256:
+            return "its bytes have changed since it was written"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
 
 
 def verify_all(path: Path) -> dict[Path, list[str]]:
@@ -154,8 +182,11 @@ def verify_all(path: Path) -> dict[Path, list[str]]:
     return {directory: _problems(directory) for directory in _checkpoints_at(path)}
 
 
-def newest_sound(path: Path) -> tuple[Path, dict[Path, list[str]]]:
+def newest_sound(path: Path, kinds: Collection[Kind] = KINDS) -> tuple[Path, dict[Path, list[str]]]:
     """Return the newest checkpoint of a run that verifies, or the one at `path`.
+
+    Args:
+        kinds: of the files that must be sound.
 
     Returns:
         It, and those that were newer but damaged, with what is wrong with them.
@@ -165,7 +196,7 @@ def newest_sound(path: Path) -> tuple[Path, dict[Path, list[str]]]:
     """
     passed_over: dict[Path, list[str]] = {}
     for directory in _checkpoints_at(path):
-        problems = _problems(directory)
+        problems = _problems(directory, kinds)
         if not problems:
             return directory, passed_over
         passed_over[directory] = problems
@@ -209,11 +240,17 @@ def _checkpoints_at(path: Path) -> list[Path]:
     return found
 
 
-def _problems(directory: Path) -> list[str]:
+def _problems(directory: Path, kinds: Collection[Kind] = KINDS) -> list[str]:
     try:
-        return damage(directory, read_manifest(directory))
+        return damage(directory, read_manifest(directory), kinds=kinds)
     except CheckpointError as error:
         return [str(error)]
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """Return the hash of a manifest's content, whatever its layout on the page."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_file(entry: dict[str, Any]) -> File:

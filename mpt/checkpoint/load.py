@@ -14,6 +14,7 @@ from mpt.checkpoint.layout import (
     committed,
     damage,
     read_manifest,
+    set_aside,
     step_directory,
     step_of,
 )
@@ -62,7 +63,6 @@ def newest_verified(checkpoints: Path, ranks: Ranks, *, reject: Reject) -> Path 
     Raises:
         CheckpointError: if there were checkpoints and all of them were damaged.
     """
-    rejected = 0
     while True:
         found = committed(checkpoints) if ranks.is_first else []
         step = from_first(step_of(found[0]) if found else -1)
@@ -72,14 +72,14 @@ def newest_verified(checkpoints: Path, ranks: Ranks, *, reject: Reject) -> Path 
         problems = _problems(directory, ranks)
         if not any_rank(bool(problems)):
             return directory
-        rejected += 1
         reject(directory, problems)
         if ranks.is_first:
             _set_aside(directory)
-    if rejected:
+    # Also when an earlier attempt set them aside: a run must not quietly begin from nothing.
+    if n_damaged := from_first(len(set_aside(checkpoints)) if ranks.is_first else 0):
         raise CheckpointError(
-            f"{checkpoints}: all {rejected} checkpoints are damaged and were set aside as "
-            f"*{CORRUPT}. Restore one from a backup, or start a new run in another directory."
+            f"{checkpoints}: all {n_damaged} checkpoints are damaged and were set aside as "
+            f"*{CORRUPT}. Restore one from a backup, or remove them to start over."
         )
     return None
 

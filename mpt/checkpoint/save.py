@@ -72,7 +72,8 @@ class Saver:
         self._ranks = ranks
         self._keep = keep
         self._report = report
-        self._snapshot: Snapshot | None = None
+        # Now, not at the first save: memory that is missing should be missed at once.
+        self._snapshot = Snapshot(tensors, ranks.host_mesh)
         self._writing: threading.Thread | None = None
         self._failure: CheckpointError | None = None
         # The background thread talks to its peers over a group of its own: on the training
@@ -89,8 +90,6 @@ class Saver:
         if step_directory(self._checkpoints, state.step).exists():
             return
         began = time.perf_counter()
-        if self._snapshot is None:
-            self._snapshot = Snapshot(self._tensors, self._ranks.host_mesh)
         tensors = self._snapshot.take(self._tensors)
         blocked_s = time.perf_counter() - began
         self._writing = threading.Thread(
@@ -120,9 +119,10 @@ class Saver:
         began = time.perf_counter()
         try:
             directory = self._write(tensors, state)
-        except (CheckpointError, OSError, RuntimeError) as error:
-            self._failure = CheckpointError(f"the save of step {state.step} failed: {error}")
-            self._report("checkpoint_failed", step=state.step, why=str(error))
+        except Exception as error:  # noqa: BLE001 - a thread's boundary: nobody is above to hear it
+            why = str(error) if isinstance(error, CheckpointError) else repr(error)
+            self._failure = CheckpointError(f"the save of step {state.step} failed: {why}")
+            self._report("checkpoint_failed", step=state.step, why=str(self._failure))
             return
         self._failure = None
         self._report(
@@ -195,15 +195,15 @@ class Saver:
 
     def _retire(self) -> None:
         """Delete what retention gives up. A failure costs disk space, never the run."""
-        have = {step_of(path): path for path in committed(self._checkpoints)}
-        for step in to_delete(have, self._keep):
-            # Renamed first, so that one half deleted is never taken for a checkpoint.
-            doomed = have[step].with_name(have[step].name + PARTIAL)
-            try:
-                have[step].rename(doomed)
-                shutil.rmtree(doomed)
-            except OSError as error:
-                self._report("warning", step=step, why=f"{have[step]}: cannot be deleted: {error}")
+        try:
+            have = {step_of(path): path for path in committed(self._checkpoints)}
+            for step in to_delete(have, self._keep):
+                # Renamed first, so that one half deleted is never taken for a checkpoint.
+                have[step].rename(have[step].with_name(have[step].name + PARTIAL))
+            for leftover in self._checkpoints.glob(f"*{PARTIAL}"):
+                shutil.rmtree(leftover)
+        except OSError as error:
+            self._report("warning", why=f"{error.filename}: cannot be deleted: {error.strerror}")
 
     def _if_first(self, work: Callable[..., None], *args: Any) -> None:
         if self._ranks.is_first:
@@ -211,14 +211,16 @@ class Saver:
 
     def _together(self, work: Callable[[], Any]) -> Any:
         """Do this rank's part; raise on all ranks if any failed, so that none waits for ever."""
-        failure: OSError | None = None
+        failure: Exception | None = None
         result = None
         try:
             result = work()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - raised below, on every rank
             failure = error
         if any_rank(failure is not None, self._group):
-            raise CheckpointError(str(failure or "another rank could not write its part"))
+            raise CheckpointError(
+                repr(failure) if failure else "another rank could not write its part"
+            )
         return result
 
 

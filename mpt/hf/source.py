@@ -30,7 +30,7 @@ def open_checkpoint(source: Path) -> OpenedCheckpoint:
     Raises:
         CheckpointError: if there is none, or it is damaged.
     """
-    directory, passed_over = newest_sound(source)
+    directory, passed_over = newest_sound(source, kinds=("weights", "tokenizer"))
     model = model_of(directory, read_manifest(directory))
     weights = open_weights(directory)
     check_shapes(weights.shapes, model, directory)

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mpt.rundir import LOGS
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Signals that are passed on to the workers, which then save and end."""
+
 FIRST_ATTEMPT = "MPT_FIRST_ATTEMPT"
 """Environment variable: the number of this launch's first attempt. Restarts count up from it."""
+
+SUPERVISOR = "MPT_SUPERVISOR_PID"
+"""Environment variable: the process that a worker must not outlive."""
+
+_ATTEMPT_NAME = re.compile(r"attempt-(\d+)")
 
 
 @dataclass(frozen=True)
 class LastWords:
-    """Why a worker ended, as far as it could still say."""
+    """How a worker ended, as far as it could still say; a good end is said too."""
 
     rank: int
     exit_code: int
@@ -26,8 +37,8 @@ class LastWords:
 
 def next_attempt(run_dir: Path) -> int:
     """Return the number of the attempt after all that have left a log directory."""
-    numbers = [int(path.name.rpartition("-")[2]) for path in (run_dir / LOGS).glob("attempt-*")]
-    return max(numbers, default=-1) + 1
+    names = (_ATTEMPT_NAME.fullmatch(path.name) for path in (run_dir / LOGS).glob("attempt-*"))
+    return max((int(name[1]) for name in names if name), default=-1) + 1
 
 
 def this_attempt() -> int:
@@ -44,7 +55,8 @@ def attempt_dir(run_dir: Path, attempt: int) -> Path:
 def leave_last_words(run_dir: Path, words: LastWords) -> None:
     """Say why this worker ends, for the supervisor to read once it has."""
     path = _words_path(run_dir, this_attempt(), words.rank)
-    path.write_text(json.dumps(asdict(words)), encoding="utf-8")
+    with suppress(OSError):  # a full disk: the exit code has to do
+        path.write_text(json.dumps(asdict(words)), encoding="utf-8")
 
 
 def last_words(run_dir: Path, attempt: int, rank: int) -> LastWords | None:

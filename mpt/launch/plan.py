@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 GLIBC_KEEPS_MEMORY = {
@@ -18,10 +19,13 @@ def n_workers(wanted: int | Literal["auto"], n_gpus: int) -> int:
     return max(1, n_gpus) if wanted == "auto" else wanted
 
 
-def worker_environment(n_local_workers: int, n_cpus: int, n_gpus: int) -> dict[str, str]:
-    """Return what is added to each worker's environment."""
+def worker_environment(
+    n_local_workers: int, n_cpus: int, n_gpus: int, given: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what is added to each worker's environment; threads as `given`, if the user said."""
+    threads = str(max(1, n_cpus // n_local_workers))
     environment = {
-        "OMP_NUM_THREADS": str(max(1, n_cpus // n_local_workers)),
+        "OMP_NUM_THREADS": given.get("OMP_NUM_THREADS", threads),
         # Ranks of a restarted attempt would otherwise read the addresses of dead ones.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "PYTHONUNBUFFERED": "1",

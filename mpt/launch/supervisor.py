@@ -25,10 +25,18 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from mpt import errors
-from mpt.errors import MptError, RestartBudgetError
-from mpt.launch.attempt import FIRST_ATTEMPT, attempt_dir, last_words, next_attempt
+from mpt.errors import MptError, RestartBudgetError, UsageError
+from mpt.launch.attempt import (
+    FIRST_ATTEMPT,
+    STOP_SIGNALS,
+    SUPERVISOR,
+    LastWords,
+    attempt_dir,
+    last_words,
+    next_attempt,
+)
 from mpt.launch.plan import n_workers, worker_environment
-from mpt.log import Journal
+from mpt.log import Journal, say
 from mpt.recipe.launch import Launch
 from mpt.rundir import LOGS
 
@@ -43,13 +51,9 @@ NEVER_RETRIED = {
 }
 """Exit codes of workers that meant to end: the same again would end the same."""
 
-STOP_GRACE_S = 30
-"""How long workers may take to finish a step and save after a signal, before SIGKILL."""
-
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-"""Signals that are passed on to the workers, which then save and end."""
-
 WATCH_EVERY_S = 0.1
+
+SHOW_CURSOR = "\x1b[?25h"
 
 
 def supervise(run_dir: Path, cfg: Launch) -> int:
@@ -64,16 +68,23 @@ def supervise(run_dir: Path, cfg: Launch) -> int:
     """
     n_gpus = torch.cuda.device_count()
     nproc = n_workers(cfg.nproc, n_gpus)
+    if 0 < n_gpus < nproc:
+        raise UsageError(f"launch.nproc: {nproc} workers, but {n_gpus} GPUs here; one each.")
     first_attempt = next_attempt(run_dir)
     _log_to_file(run_dir)
-    os.environ.update(worker_environment(nproc, os.cpu_count() or 1, n_gpus))
+    n_cpus = len(os.sched_getaffinity(0))
+    os.environ.update(worker_environment(nproc, n_cpus, n_gpus, os.environ))
+    os.environ[SUPERVISOR] = str(os.getpid())
     os.environ[FIRST_ATTEMPT] = str(first_attempt)
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(STOP_SIGNALS)
-    agent = _Agent(_spec(run_dir, nproc, cfg.max_restarts), run_dir, first_attempt)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(signal.name for signal in STOP_SIGNALS)
+    agent = _Agent(_spec(run_dir, nproc, cfg.max_restarts), run_dir, first_attempt, cfg)
     try:
         result = agent.run()
     except SignalException as stopped:
         return agent.exit_code_after(stopped.sigval)
+    finally:
+        if sys.stderr.isatty():
+            say(SHOW_CURSOR, end="")  # a rank that was killed could not
     if not result.is_failed():
         return errors.EXIT_DONE
     return agent.verdict(result.failures)
@@ -82,9 +93,10 @@ def supervise(run_dir: Path, cfg: Launch) -> int:
 class _Agent(LocalElasticAgent):
     """torch's agent, made to write events and to leave alone what a restart cannot mend."""
 
-    def __init__(self, spec: WorkerSpec, run_dir: Path, first_attempt: int) -> None:
+    def __init__(self, spec: WorkerSpec, run_dir: Path, first_attempt: int, cfg: Launch) -> None:
         specs = DefaultLogsSpecs(log_dir=str(run_dir / LOGS / "elastic"))
-        super().__init__(spec, specs, start_method="spawn", shutdown_timeout=STOP_GRACE_S)
+        super().__init__(spec, specs, start_method="spawn", shutdown_timeout=cfg.stop_grace_s)
+        self._max_restarts = cfg.max_restarts
         self._run_dir = run_dir
         self.attempt = first_attempt - 1
         """Number of the latest attempt; one more with each start of the workers."""
@@ -110,6 +122,15 @@ class _Agent(LocalElasticAgent):
                 self._remaining_restarts = 0
         return result
 
+    def _shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """Pass the signal on and wait; a second Ctrl-C while waiting ends the workers now."""
+        try:
+            super()._shutdown(*args, **kwargs)
+        except SignalException:
+            if self._pcontext is not None:
+                self._pcontext.close(signal.SIGKILL, 0)
+            raise
+
     def _tell(self, failures: dict[int, ProcessFailure]) -> None:
         """Record what died, and say on the terminal what happens next."""
         if all(f.exitcode in NEVER_RETRIED for f in failures.values()):
@@ -118,7 +139,7 @@ class _Agent(LocalElasticAgent):
         left = self._remaining_restarts
         self._journal.event("fault", attempt=self.attempt, why=why, restarts_left=left)
         outlook = f"restarting ({left} restarts left)" if left else "no restarts left"
-        print(f"mpt: {why}; {outlook}.", file=sys.stderr)
+        say(f"mpt: {why}; {outlook}.\n")
 
     def _reason(self, rank: int, failure: ProcessFailure) -> str:
         words = last_words(self._run_dir, self.attempt, rank)
@@ -135,22 +156,29 @@ class _Agent(LocalElasticAgent):
                 return int(failure.exitcode)
             words = last_words(self._run_dir, self.attempt, rank)
             if words is not None and failure.exitcode in NEVER_RETRIED:
-                raise _as_error(words.exit_code, words.message)
+                raise _as_error(words)
         why = "; ".join(self._reason(rank, f) for rank, f in sorted(failures.items()))
         self._journal.event("gave_up", attempt=self.attempt, why=why)
         logs = attempt_dir(self._run_dir, self.attempt)
         raise RestartBudgetError(
-            f"{why}. All {self._worker_group.spec.max_restarts} restarts are used up; see {logs}. "
+            f"{why}. No restarts are left of launch.max_restarts {self._max_restarts}; see {logs}. "
             f"Once the cause is mended: mpt resume {self._run_dir}"
         )
 
     def exit_code_after(self, signal_number: signal.Signals) -> int:
-        """Return the exit code after a signal, from whether the workers could still save."""
-        if signal_number == signal.SIGINT:
-            return errors.EXIT_INTERRUPTED
+        """Return the exit code after a signal, from what the first worker could still say.
+
+        Raises:
+            MptError: if it failed instead, as when the save did.
+        """
         words = last_words(self._run_dir, self.attempt, 0)
-        saved = words is not None and words.exit_code == errors.EXIT_PREEMPTED
-        return errors.EXIT_PREEMPTED if saved else errors.EXIT_TERMINATED
+        ends = (errors.EXIT_DONE, errors.EXIT_PREEMPTED, errors.EXIT_INTERRUPTED)
+        if words is not None and words.exit_code in ends:
+            return words.exit_code
+        if words is not None and words.exit_code in NEVER_RETRIED:
+            raise _as_error(words)
+        interrupted = signal_number == signal.SIGINT
+        return errors.EXIT_INTERRUPTED if interrupted else errors.EXIT_TERMINATED
 
 
 def _spec(run_dir: Path, nproc: int, max_restarts: int) -> WorkerSpec:
@@ -174,10 +202,10 @@ def _spec(run_dir: Path, nproc: int, max_restarts: int) -> WorkerSpec:
     )
 
 
-def _as_error(exit_code: int, message: str) -> MptError:
+def _as_error(words: LastWords) -> MptError:
     """Make the worker's error this process's own, so that one place prints it."""
-    error = MptError(message)
-    error.exit_code = exit_code
+    error = MptError(words.message)
+    error.exit_code = words.exit_code
     return error
 
 

@@ -78,7 +78,8 @@ class _Blocks(torch.autograd.Function):
             scores += _bias(slopes, start, stop, stop)
             weights = torch.softmax(scores, dim=-1).to(v.dtype)
             out[:, :, start:stop] = weights @ v[:, :, :stop]
-            kept.append(weights)
+            if any(ctx.needs_input_grad):
+                kept.append(weights)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.scale = scale
         return out

@@ -63,7 +63,7 @@ class _ChunkedNats(torch.autograd.Function):
     def backward(ctx: Any, d_nats: Tensor) -> tuple[Tensor, Tensor, None]:
         d_hidden, d_weight = ctx.saved_tensors
         return (
-            d_hidden * d_nats.to(d_hidden.dtype),
+            (d_hidden.float() * d_nats).to(d_hidden.dtype),
             (d_weight * d_nats).to(ctx.weight_dtype),
             None,
         )

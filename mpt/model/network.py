@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpt.model.attend import Backend, attend_with
+from mpt.model.embedding import look_up
 from mpt.model.head import summed_nats
 from mpt.model.position import alibi_slopes
 from mpt.recipe.model import Model
@@ -53,7 +54,7 @@ class Transformer(nn.Module):
         self.norm_f = nn.LayerNorm(cfg.d_model, eps=NORM_EPS, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, S) -> (B, S, D)
-        x = self.emb_drop(self.wte(tokens))
+        x = self.emb_drop(look_up(tokens, self.wte.weight))
         for block in self.blocks:
             x = block(x)
         out: Tensor = self.norm_f(x)

@@ -62,8 +62,8 @@ def activation_bytes(model: Model, microbatch_size: int, precision: Precision) -
       out (1), the feed-forward before and after its activation (2E). clip_qkv adds 3 B S D, and
       resid_pdrop a mask of B S D for each of its two uses.
     - B H S (S + 128) / 2 attention weights: the causal half, rounded up to query blocks.
-      attn_pdrop makes that four times as much. Fused attention on a GPU keeps none of these, so
-      there the estimate errs on the safe side.
+      attn_pdrop makes that four times as much. With an additive bias, as on a GPU today,
+      torch keeps H S S more a block whatever B is: that is not counted.
     Outside the blocks: the last norm's input and output and the gradient at the head (3 B S D);
     the head's gradient in fp32 (V D); and for one chunk of HEAD_ROWS positions, never for all,
     logits and their gradient in fp32 and once in the compute dtype.

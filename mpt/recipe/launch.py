@@ -16,9 +16,13 @@ class Launch:
     max_restarts: int = 10
     """Restarts after a dead worker before the run gives up."""
 
+    stop_grace_s: int = 300
+    """Seconds that workers have to finish a step and save after a stop signal."""
+
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong within this section."""
         if self.nproc != "auto" and self.nproc < 1:
             yield Problem("launch.nproc", f"{self.nproc} is not a positive count.")
-        if self.max_restarts < 0:
-            yield Problem("launch.max_restarts", f"{self.max_restarts} is negative.")
+        for key in ("max_restarts", "stop_grace_s"):
+            if getattr(self, key) < 0:
+                yield Problem(f"launch.{key}", f"{getattr(self, key)} is negative.")

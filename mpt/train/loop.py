@@ -52,6 +52,8 @@ def loop(
     """
     loader, saver, watch = services.loader, services.saver, services.watch
     samples, steps = cfg.train.global_batch_size, cfg.train.steps
+    if stopped_by := max_over_ranks(services.stop.number):
+        return state, stopped_by  # before the first step there is nothing to save
     while state.step < steps:
         began = time.perf_counter()
         microbatches = loader.next(state.step)
@@ -70,16 +72,17 @@ def loop(
         state = RunState(state.step + 1, state.samples + samples, state.tokens + tokens)
         watch.step(state, result, lr=lr, began=began, data_wait_s=data_wait_s)
 
-        stopped_by = max_over_ranks(services.stop.number)
         last = state.step == steps
+        if services.evaluate and (last or state.step % cfg.eval.every_steps == 0):
+            # Before the save: a run that dies in between evaluates again, and never not at all.
+            watch.settle()
+            watch.evaluated(state, *services.evaluate())
+        stopped_by = max_over_ranks(services.stop.number)
         if last or stopped_by or state.step % cfg.checkpoint.every_steps == 0:
             watch.settle()
             saver.save(state)
-        if stopped_by:
+        if stopped_by and not last:
             return state, stopped_by
-        if services.evaluate and (last or state.step % cfg.eval.every_steps == 0):
-            watch.settle()
-            watch.evaluated(state, *services.evaluate())
     return state, None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -49,7 +49,7 @@ def train(
     tensors = training_tensors(model, optimizer)
     with ExitStack() as services:
         display = services.enter_context(_display(cfg, ranks, terminal))
-        state = _restore(cfg, run_dir, ranks, tensors, journal, display)
+        state = _restore(cfg, run_dir, ranks, tensors, journal, display, terminal)
         watch = _watch(cfg, state, ranks, journal, display)
         loader = services.enter_context(
             Loader(
@@ -101,11 +101,13 @@ def _restore(
     tensors: dict[str, torch.Tensor],
     journal: Journal,
     display: Display,
+    terminal: TextIO,
 ) -> RunState:
     def reject(directory: Path, problems: list[str]) -> None:
-        for problem in problems:
+        for problem in problems:  # the rank that found it says it: the others do not know
             journal.event("checkpoint_rejected", path=str(directory), why=problem)
-            display.note(f"{directory.name} is damaged: {problem}.", "red")
+            with suppress(OSError):
+                print(f"{directory.name} is damaged: {problem}.", file=terminal)
         if ranks.is_first:
             display.note(f"{directory.name} is set aside; falling back to the one before.", "red")
 

@@ -21,11 +21,12 @@ from mpt.launch.lock import run_lock
 from mpt.log import Journal, utc_now
 from mpt.recipe import Recipe
 from mpt.rundir import CHECKPOINTS, PROVENANCE, RECIPE, RECIPE_SOURCE, versions
-from mpt.storage import atomic_write, hash_file
+from mpt.storage import atomic_write, hash_file, read_json
 from mpt.tokenizer import load_tokenizer
 
-FIXED_FOR_A_RUN = ("run", "seed", "model.", "tokenizer.", "data.", "train.global_batch_size")
-"""Keys, or beginnings of keys, that a run keeps: its weights and sample order hang on them."""
+FIXED_FOR_A_RUN = ("run", "seed", "model.", "data.", "train.global_batch_size")
+"""Keys, or beginnings of keys, that a run keeps: its weights and sample order hang on them. Paths
+may change: what lies there is known by its hash."""
 
 Tell = Callable[[str], None]
 Progress = Callable[[], AbstractContextManager[Watch]]
@@ -56,6 +57,7 @@ def start(
         with progress() as watch:
             prepare(cfg, progress=watch)
         dataset_hashes = _check_data(cfg)
+        _check_same_data(run_dir, dataset_hashes)
         _write_run_directory(cfg, run_dir, source, dataset_hashes)
         if changes:
             Journal(run_dir).event("recipe_changed", changes=changes)
@@ -99,7 +101,7 @@ def _changes(cfg: Recipe, run_dir: Path) -> dict[str, tuple[object, object]]:
     refused = [
         f"{key}: {old!r} in the run, {new!r} now"
         for key, (old, new) in changes.items()
-        if key.startswith(FIXED_FOR_A_RUN)
+        if key.startswith(FIXED_FOR_A_RUN) and not key.endswith((".path", "data.verify"))
     ]
     if refused:
         raise UsageError(
@@ -123,6 +125,19 @@ def _check_data(cfg: Recipe) -> dict[str, str]:
             raise DataError("; ".join(faults))
         found[name] = hash_file(Path(path) / INDEX_NAME)
     return found
+
+
+def _check_same_data(run_dir: Path, found: dict[str, str]) -> None:
+    """Refuse to go on with other data: samples would be skipped, or mean something else."""
+    if not (run_dir / PROVENANCE).exists():
+        return
+    before = read_json(run_dir / PROVENANCE, limit_bytes=1 << 20)["datasets"]
+    other = [name for name, sha in found.items() if before.get(name, sha) != sha]
+    if other:
+        raise DataError(
+            f"{run_dir}: was started with other content of {', '.join(other)} (by the hashes in "
+            f"{PROVENANCE}). Put that back, or use another --run-dir for a new run."
+        )
 
 
 def _write_run_directory(

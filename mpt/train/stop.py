@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from mpt.errors import EXIT_INTERRUPTED
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+from mpt.launch.attempt import STOP_SIGNALS
 
 
 @dataclass

@@ -13,14 +13,9 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
-from mpt import errors, recipe
-from mpt.dist import process_group
+from mpt import errors
 from mpt.errors import MptError
-from mpt.launch.attempt import LastWords, attempt_dir, leave_last_words, this_attempt
-from mpt.rundir import RECIPE
-from mpt.train.run import train
+from mpt.launch.attempt import SUPERVISOR, LastWords, attempt_dir, leave_last_words, this_attempt
 from mpt.train.stop import StopSignal
 
 PR_SET_PDEATHSIG = 1
@@ -29,48 +24,64 @@ PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Train, and end with the exit code that tells the supervisor why."""
     run_dir = Path(sys.argv[1])
-    _die_with_parent()
-    terminal = _log_to_own_file(run_dir)
-    code = _run(run_dir, terminal)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Not sys.exit: after a failure, torch's exit handlers can wait for ever on ranks that died.
-    os._exit(code)
-
-
-def _run(run_dir: Path, terminal: TextIO) -> int:
+    _die_with_supervisor()
     stop = StopSignal.install()
+    terminal = _log_to_own_file(run_dir)
+    code = errors.EXIT_INTERNAL
+    try:
+        code = _run(run_dir, terminal, stop)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        # Not sys.exit: after a failure, torch's exit handlers can wait for ever on dead ranks.
+        os._exit(code)
+
+
+def _run(run_dir: Path, terminal: TextIO, stop: StopSignal) -> int:
+    try:
+        signal_number = _train(run_dir, terminal, stop)
+    except MptError as error:
+        return _leave(run_dir, error.exit_code, type(error).__name__, str(error))
+    except BaseException as error:  # noqa: BLE001 - the boundary of the process
+        traceback.print_exc()
+        why = str(error) or "no message"
+        return _leave(run_dir, errors.EXIT_INTERNAL, type(error).__name__, why)
+    if signal_number is None:
+        return _leave(run_dir, errors.EXIT_DONE, "", "done")
+    interrupted = signal_number == signal.SIGINT
+    code = errors.EXIT_INTERRUPTED if interrupted else errors.EXIT_PREEMPTED
+    return _leave(run_dir, code, "", f"saved and stopped by {signal.Signals(signal_number).name}")
+
+
+def _train(run_dir: Path, terminal: TextIO, stop: StopSignal) -> int | None:
+    # torch enters here: it takes seconds, in which signals and output are already looked after.
+    import torch
+
+    from mpt import recipe
+    from mpt.dist import process_group
+    from mpt.rundir import RECIPE
+    from mpt.train.run import train
+
     # Far keys under ALiBi and unlikely tokens end as denormals, with which a CPU is many times
     # slower; as zeros they change nothing. Threads started from here on inherit the setting.
     torch.set_flush_denormal(True)
-    try:
-        cfg = recipe.load(run_dir / RECIPE)
-        with process_group() as ranks:
-            signal_number = train(cfg, run_dir, ranks, terminal, stop)
-    except MptError as error:
-        return _leave(run_dir, error, error.exit_code)
-    except BaseException as error:  # noqa: BLE001 - the boundary of the process
-        traceback.print_exc()
-        return _leave(run_dir, error, errors.EXIT_INTERNAL)
-    if signal_number is None:
-        return errors.EXIT_DONE
-    interrupted = signal_number == signal.SIGINT
-    code = errors.EXIT_INTERRUPTED if interrupted else errors.EXIT_PREEMPTED
-    return _leave(run_dir, InterruptedError("stopped by a signal, checkpoint saved"), code)
+    cfg = recipe.load(run_dir / RECIPE)
+    with process_group() as ranks:
+        return train(cfg, run_dir, ranks, terminal, stop)
 
 
-def _leave(run_dir: Path, error: BaseException, code: int) -> int:
-    message = str(error) or type(error).__name__
+def _leave(run_dir: Path, code: int, error: str, message: str) -> int:
     rank = int(os.environ.get("RANK", "0"))
-    leave_last_words(run_dir, LastWords(rank, code, type(error).__name__, message))
+    leave_last_words(run_dir, LastWords(rank, code, error, message))
     return code
 
 
-def _die_with_parent() -> None:
+def _die_with_supervisor() -> None:
     """Have the kernel kill this rank when its supervisor dies: an orphan would train on unseen."""
-    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent or parent == 1:  # it died before the request was in place
+    supervisor = os.environ.get(SUPERVISOR, str(os.getppid()))
+    if str(os.getppid()) != supervisor:  # it died before the request was in place
+        print(f"mpt: the supervisor {supervisor} is gone.", file=sys.stderr)
         os._exit(errors.EXIT_INTERNAL)
 
 

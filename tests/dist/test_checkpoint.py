@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from mpt.checkpoint.layout import (
 )
 from mpt.checkpoint.load import restore
 from mpt.checkpoint.save import Origin, Saver
+from mpt.checkpoint.tensors import read_tensors
 from mpt.checkpoint.weights import open_weights
 from mpt.dist import Ranks
 from mpt.errors import CheckpointError
@@ -166,6 +169,12 @@ def edit_manifest(path: Path) -> None:
     path.write_text(json.dumps(manifest))
 
 
+def flip_a_digit(path: Path) -> None:
+    text = path.read_text()
+    assert '"samples": 30' in text
+    path.write_text(text.replace('"samples": 30', '"samples": 20'))
+
+
 DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("weights-00001-of-00002.safetensors", flip_a_bit, "its bytes have changed"),
     ("optimizer-00002-of-00002.safetensors", flip_a_bit, "its bytes have changed"),
@@ -175,6 +184,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     (MANIFEST, Path.unlink, "is missing"),
     (MANIFEST, truncate, "manifest.json"),
     (MANIFEST, edit_manifest, "not a manifest"),
+    (MANIFEST, flip_a_digit, "its bytes have changed"),
 ]
 
 
@@ -201,12 +211,19 @@ def test_a_file_that_the_manifest_does_not_name_is_damage(copy: Path) -> None:
     assert damage(newest, read_manifest(newest)) == ["extra.safetensors: is not in the manifest"]
 
 
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a stranger would do: a manifest of his own, with its hash."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "", "..", ".hidden"])
 def test_a_manifest_cannot_name_files_elsewhere(copy: Path, name: str) -> None:
     newest = step_directory(copy / "checkpoints", 3)
     manifest = json.loads((newest / MANIFEST).read_text())
     manifest["files"][0]["name"] = name
-    (newest / MANIFEST).write_text(json.dumps(manifest))
+    (newest / MANIFEST).write_text(json.dumps(sealed(manifest)))
     with pytest.raises(CheckpointError, match="plain file name"):
         read_manifest(newest)
 
@@ -214,8 +231,9 @@ def test_a_manifest_cannot_name_files_elsewhere(copy: Path, name: str) -> None:
 def test_when_all_are_damaged_the_run_says_so_and_deletes_none(copy: Path) -> None:
     for directory in committed(copy / "checkpoints"):
         flip_a_bit(directory / "weights-00001-of-00002.safetensors")
-    (said,) = on_ranks(1, error_of_load, copy)
-    assert "all 3 checkpoints are damaged" in said
+    for _ in range(2):  # asked again, it must not quietly begin from nothing
+        (said,) = on_ranks(1, error_of_load, copy)
+        assert "all 3 checkpoints are damaged" in said
     assert len(list((copy / "checkpoints").glob("*.corrupt"))) == len(STEPS)
 
 
@@ -289,3 +307,108 @@ def test_a_save_that_fails_is_reported_and_raised_at_the_end_on_all_ranks(root: 
     for reports, raised in on_ranks(2, save_where_nothing_can_be_written, root):
         assert [kind for kind, _ in reports] == ["checkpoint_failed"]
         assert "the save of step 4 failed" in raised
+
+
+def save_while_saving(ranks: Ranks, root: Path) -> dict[int, str]:
+    """Ask for a second save while the first is still being written."""
+    from mpt.checkpoint import save
+
+    at_work, may_go_on = threading.Event(), threading.Event()
+    real = vars(save)["write_tensors"]
+
+    def slow(*args: Any) -> Any:
+        at_work.set()
+        assert may_go_on.wait(timeout=60)
+        return real(*args)
+
+    vars(save)["write_tensors"] = slow
+    tensors = scrambled(ranks, 1)
+    origin = Origin(TINY, "", root / "tokenizer.model", {})
+    checkpoints = root / "checkpoints"
+    saver = Saver(checkpoints, tensors, origin, ranks, keep=3, report=lambda *_, **__: None)
+    digests = {1: digest_whole(tensors)}
+    saver.save(RunState(1, 10, 160))
+    assert at_work.wait(timeout=60)
+    for name, tensor in scrambled(ranks, 2).items():
+        tensors[name].copy_(tensor)
+    digests[2] = digest_whole(tensors)
+    second = threading.Thread(target=saver.save, args=(RunState(2, 20, 320),))
+    second.start()
+    second.join(timeout=1.0)  # long enough to overwrite the snapshot, if it did not wait
+    may_go_on.set()
+    second.join()
+    saver.close()
+    return digests
+
+
+def load_step(ranks: Ranks, root: Path, step: int) -> str:
+    tensors = scrambled(ranks, 99)
+    read_tensors(tensors, step_directory(root / "checkpoints", step))
+    return digest_whole(tensors)
+
+
+def test_a_second_save_waits_for_the_first_and_neither_sees_the_other(root: Path) -> None:
+    (digests,) = on_ranks(1, save_while_saving, root)
+    for step, expected in digests.items():
+        assert on_ranks(1, load_step, root, step) == [expected]
+
+
+def fail_to_commit_on_the_first_rank(ranks: Ranks, root: Path) -> tuple[list[str], str]:
+    """A failure that nobody foresaw, on one rank, between two collectives."""
+    reports: list[str] = []
+    saver = Saver(
+        root / "checkpoints",
+        scrambled(ranks, 1),
+        Origin(TINY, "", root / "tokenizer.model", {"not": object()}),  # type: ignore[dict-item]
+        ranks,
+        keep=3,
+        report=lambda kind, **fields: reports.append(kind),
+    )
+    saver.save(RunState(1, 10, 160))
+    try:
+        saver.close()
+    except CheckpointError as error:
+        return reports, str(error)
+    return reports, ""
+
+
+def test_an_unforeseen_failure_of_one_rank_is_raised_on_all_and_none_waits(root: Path) -> None:
+    results = on_ranks(2, fail_to_commit_on_the_first_rank, root)
+    assert "TypeError" in results[0][1]
+    assert "another rank" in results[1][1]
+    assert [reports for reports, _ in results] == [["checkpoint_failed"]] * 2
+
+
+def die_while_the_first_rank_commits(ranks: Ranks, root: Path) -> None:
+    if not ranks.is_first:
+        real = Saver._gather
+
+        def deadly(self: Saver, files: Any) -> Any:
+            real(self, files)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Saver._gather = deadly  # type: ignore[method-assign]
+    save_all(ranks, root, (4,))
+
+
+def test_death_of_a_peer_during_the_commit_leaves_a_whole_checkpoint(copy: Path) -> None:
+    with pytest.raises(AssertionError):
+        on_ranks(2, die_while_the_first_rank_commits, copy)
+    ((state, _, rejected),) = on_ranks(1, load_newest, copy)
+    assert state.step in (3, 4)
+    assert not rejected
+
+
+def test_leftovers_of_dead_saves_are_swept_up_by_the_next(copy: Path) -> None:
+    leftover = copy / "checkpoints" / "step-00000002.partial"
+    leftover.mkdir()
+    (leftover / "weights").write_text("half")
+    on_ranks(1, save_all, copy, (4,))
+    assert not leftover.exists()
+
+
+def test_an_export_needs_no_optimizer(copy: Path) -> None:
+    newest = step_directory(copy / "checkpoints", 3)
+    (newest / "optimizer-00001-of-00002.safetensors").unlink()
+    assert newest_sound(copy, kinds=("weights", "tokenizer"))[0] == newest
+    assert newest_sound(copy)[0] != newest

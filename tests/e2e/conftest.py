@@ -18,7 +18,8 @@ import pytest
 RECIPE = """\
     run: small
     seed: 5
-    model: {{d_model: 32, n_heads: 4, n_layers: 2, max_seq_len: 32, vocab_size: 384}}
+    model:
+      {{d_model: 32, n_heads: 4, n_layers: 2, max_seq_len: 32, vocab_size: 384, resid_pdrop: 0.1}}
     tokenizer: {{path: {root}/tokenizer.model}}
     data:
       streams:
@@ -27,9 +28,9 @@ RECIPE = """\
     prepare: {{source: {root}/text, eval_fraction: 0.2}}
     train: {{steps: 20, global_batch_size: 6, microbatch_size: 2, precision: fp32}}
     optimizer: {{lr: 3.0e-3}}
-    schedule: {{name: constant, warmup_steps: 4}}
+    schedule: {{name: cosine, warmup_steps: 4}}
     eval: {{every_steps: 10, samples: 8}}
-    checkpoint: {{every_steps: 5, keep: 3}}
+    checkpoint: {{every_steps: 5, keep: 4}}
 """
 
 PATIENCE_S = 120

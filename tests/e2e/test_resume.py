@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -36,33 +38,54 @@ def clean(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.fixture(scope="module")
-def half(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first ten of them."""
-    run_dir = tmp_path_factory.mktemp("half") / "run"
-    small.mpt("train", small.recipe, "train.steps=10", "--run-dir", run_dir, "--nproc", "2")
+@pytest.fixture
+def half(clean: Path, tmp_path: Path) -> Path:
+    """The same run as it was when step ten had just been saved."""
+    run_dir = tmp_path / "half"
+    shutil.copytree(clean, run_dir)
+    for step in (15, 20):
+        shutil.rmtree(step_directory(run_dir / "checkpoints", step))
+    for name in ("metrics.jsonl", "events.jsonl"):
+        records = [line for line in lines(run_dir / name) if line.get("step", 0) <= 10]
+        (run_dir / name).write_text("".join(json.dumps(record) + "\n" for record in records))
     return run_dir
+
+
+def resumed_at(run_dir: Path) -> list[tuple[int, int]]:
+    """Step and sample position of each resume."""
+    events = lines(run_dir / "events.jsonl")
+    return [(e["step"], e["samples"]) for e in events if e["event"] == "resumed"]
 
 
 def test_ten_steps_resume_and_ten_more_equal_twenty_bit_for_bit(
     small: Small, clean: Path, half: Path
 ) -> None:
-    small.mpt("resume", half, "train.steps=20")
+    small.mpt("resume", half)
     assert final_weights(half) == final_weights(clean)
     assert losses(half) == losses(clean)
-    resumed = [e for e in lines(half / "events.jsonl") if e["event"] == "resumed"]
-    assert [(e["step"], e["samples"]) for e in resumed] == [(10, 60)]
+    assert resumed_at(half) == [(10, 60)]
+
+
+@pytest.fixture(scope="module")
+def undropped(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clean run without dropout, whose masks belong to ranks."""
+    run_dir = tmp_path_factory.mktemp("undropped") / "run"
+    arguments = ["model.resid_pdrop=0.0", "--run-dir", str(run_dir), "--nproc", "2"]
+    small.mpt("train", small.recipe, *arguments)
+    return run_dir
 
 
 @pytest.mark.parametrize("nproc", [1, 3])
 def test_at_another_world_size_the_same_samples_come_in_the_same_steps(
-    small: Small, clean: Path, tmp_path: Path, nproc: int
+    small: Small, undropped: Path, tmp_path: Path, nproc: int
 ) -> None:
-    small.mpt(
-        "train", small.recipe, "train.steps=10", "--run-dir", tmp_path / "run", "--nproc", "2"
-    )
-    small.mpt("resume", tmp_path / "run", "train.steps=20", "--nproc", str(nproc))
-    ours, theirs = losses(tmp_path / "run"), losses(clean)
+    run_dir = tmp_path / "run"
+    shutil.copytree(undropped, run_dir)
+    for step in (15, 20):
+        shutil.rmtree(step_directory(run_dir / "checkpoints", step))
+    small.mpt("resume", run_dir, "--nproc", str(nproc))
+    assert resumed_at(run_dir) == [(10, 60)]
+    ours, theirs = losses(run_dir), losses(undropped)
     assert sorted(ours) == list(range(1, STEPS + 1))
     # A loss is a fingerprint of its samples: with others it would differ in the first digit.
     for step in theirs:
@@ -74,29 +97,39 @@ def test_five_kills_in_a_row_change_no_bit(
 ) -> None:
     run_dir = tmp_path / "run"
     arguments: list[str | Path] = ["train", small.recipe, "--run-dir", run_dir, "--nproc", "2"]
-    process = small.start(*arguments, "checkpoint.every_steps=2")
+    process = small.start(*arguments, "checkpoint.every_steps=1")
     children.append(process)
     for kill in range(5):
 
-        def started(kill: int = kill) -> list[int]:
-            """The pids of attempt number `kill`, once it has taken a step."""
+        def saved_something(kill: int = kill) -> list[int]:
+            """The pids of attempt number `kill`, once it has committed a checkpoint."""
             events = lines(run_dir / "events.jsonl")
-            attempts = [e for e in events if e["event"] == "attempt_started"]
-            if len(attempts) <= kill:
+            starts = [i for i, e in enumerate(events) if e["event"] == "attempt_started"]
+            if len(starts) <= kill:
                 return []
-            steps = [r for r in lines(run_dir / "metrics.jsonl") if "loss" in r]
-            fresh = [r for r in steps if r["time"] > attempts[kill]["time"]]
-            pids: list[int] = attempts[kill]["pids"]
-            return pids if fresh else []
+            since = events[starts[kill] :]
+            pids: list[int] = since[0]["pids"]
+            return pids if any(e["event"] == "checkpoint" for e in since) else []
 
-        pids = await_that(started, process)
+        pids = await_that(saved_something, process)
         os.kill(pids[kill % 2], signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     events = lines(run_dir / "events.jsonl")
     assert [e["event"] for e in events].count("fault") == 5, said
     assert "was killed by SIGKILL" in said
+    steps = [step for step, _ in resumed_at(run_dir)]
+    assert len(steps) == 5
+    assert 0 < steps[0] <= steps[1] <= steps[2] <= steps[3] <= steps[4] < STEPS, "went on each time"
     assert final_weights(run_dir) == final_weights(clean)
+
+
+def started(small: Small, run_dir: Path, *changes: str) -> subprocess.Popen[str]:
+    """Start a run and return once its two workers listen to signals: then they open their logs."""
+    process = small.start("train", small.recipe, "--run-dir", run_dir, "--nproc", "2", *changes)
+    logs = run_dir / "logs" / "attempt-0"
+    await_that(lambda: len(list(logs.glob("rank-?.log"))) == 2, process)
+    return process
 
 
 @pytest.mark.parametrize(
@@ -111,40 +144,96 @@ def test_a_signal_saves_and_a_resume_ends_as_if_it_had_not_been(
     code: int,
 ) -> None:
     run_dir = tmp_path / "run"
-    arguments: list[str | Path] = ["train", small.recipe, "--run-dir", run_dir, "--nproc", "2"]
-    process = small.start(*arguments, "checkpoint.every_steps=1000")
+    process = started(small, run_dir, "checkpoint.every_steps=1000")
     children.append(process)
     await_that(lambda: (run_dir / "metrics.jsonl").exists(), process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
-    stopped = [e for e in lines(run_dir / "events.jsonl") if e["event"] == "stopped"]
-    assert len(stopped) == 1
-    assert 0 < stopped[0]["step"] < STEPS, "too late to have interrupted anything"
+    assert f"mpt resume {run_dir}" in said
+    events = lines(run_dir / "events.jsonl")
+    (step,) = [e["step"] for e in events if e["event"] == "stopped"]
+    assert 0 < step < STEPS, "too late to have interrupted anything"
+    assert [e["step"] for e in events if e["event"] == "checkpoint"] == [step]
     small.mpt("resume", run_dir)
+    assert [at for at, _ in resumed_at(run_dir)] == [step]
     assert final_weights(run_dir) == final_weights(clean)
 
 
-def test_the_same_train_command_goes_on_and_is_idempotent(small: Small, half: Path) -> None:
-    before = final_weights(half, 10)
-    arguments: list[str | Path] = ["train", small.recipe, "--run-dir", half, "--nproc", "2"]
-    small.mpt(*arguments, "train.steps=20")
-    small.mpt(*arguments, "train.steps=20")
-    assert final_weights(half, 10) == before
-    started = [e for e in lines(half / "events.jsonl") if e["event"] == "attempt_started"]
-    assert [e["attempt"] for e in started] == list(range(len(started)))
+def test_a_signal_while_workers_start_ends_them_and_loses_nothing(
+    small: Small, tmp_path: Path, children: list[subprocess.Popen[str]]
+) -> None:
+    process = started(small, tmp_path / "run")
+    children.append(process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_said(
+def test_a_second_interrupt_does_not_wait_for_the_step(
+    small: Small, tmp_path: Path, children: list[subprocess.Popen[str]]
+) -> None:
+    run_dir = tmp_path / "run"
+    process = started(small, run_dir, "train.global_batch_size=200000")  # a step of many minutes
+    children.append(process)
+    process.send_signal(signal.SIGINT)
+    log = run_dir / "logs" / "supervisor.log"
+    await_that(lambda: "SIGINT death signal" in log.read_text(), process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_the_same_train_command_goes_on_and_is_idempotent(
+    small: Small, clean: Path, half: Path
+) -> None:
+    for _ in range(2):
+        small.mpt("train", small.recipe, "--run-dir", half, "--nproc", "2")
+        assert final_weights(half) == final_weights(clean)
+    attempts = [e for e in lines(half / "events.jsonl") if e["event"] == "attempt_started"]
+    assert [e["attempt"] for e in attempts] == [0, 1, 2]
+
+
+def test_damaged_checkpoints_are_passed_over_and_every_rank_says_what_it_found(
     small: Small, clean: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    small.mpt("train", small.recipe, "train.steps=10", "--run-dir", run_dir, "--nproc", "2")
-    newest = step_directory(run_dir / "checkpoints", 10)
-    file = next(newest.glob("weights-00002*"))
-    file.write_bytes(file.read_bytes()[:-1] + b"\x55")
+    shutil.copytree(clean, run_dir)
+    for step, name in ((20, "weights-00001-of-00002"), (15, "weights-00002-of-00002")):
+        file = step_directory(run_dir / "checkpoints", step) / f"{name}.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"\x55")
     small.mpt("verify", run_dir, code=4)
-    done = small.mpt("resume", run_dir, "train.steps=20")
-    assert "step-00000010 is damaged: weights-00002-of-00002.safetensors" in done.stderr
+    said = small.mpt("resume", run_dir).stderr
+    assert "step-00000020 is damaged: weights-00001-of-00002.safetensors" in said
+    assert "step-00000015 is damaged: weights-00002-of-00002.safetensors" in said
+    assert "resumed from the checkpoint of step 10" in said
     assert final_weights(run_dir) == final_weights(clean)
     assert "sound" in small.mpt("verify", run_dir).stdout
+
+
+def test_other_data_is_refused_and_the_same_data_elsewhere_is_not(
+    small: Small, half: Path, tmp_path: Path
+) -> None:
+    for name in ("train", "eval"):
+        shutil.copytree(small.root / name, tmp_path / name)
+    moved = ["prepare=null", f"data.streams.stdlib.path={tmp_path / 'train'}"]
+    small.mpt("resume", half, *moved)
+    swapped = ["prepare=null", f"data.streams.stdlib.path={tmp_path / 'eval'}", "data.eval=null"]
+    refused = small.mpt("resume", half, *swapped, code=3).stderr
+    assert "was started with other content of stdlib" in refused
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(
+    small: Small, clean: Path, half: Path, children: list[subprocess.Popen[str]]
+) -> None:
+    process = small.start("train", small.recipe, "--run-dir", half, "--nproc", "2")
+    children.append(process)
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.stderr.close()
+    process.stderr = None
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert final_weights(half) == final_weights(clean)

@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""After this a rank stops waiting for its peers, and the attempt ends."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -34,7 +37,7 @@ class Ranks:
 
 
 @contextmanager
-def process_group(timeout_s: float = 600.0) -> Iterator[Ranks]:
+def process_group() -> Iterator[Ranks]:
     """Join the process group that the launcher's environment names, and leave it at the end.
 
     After an exception the group is left standing: tearing it down can wait for ever on peers
@@ -45,7 +48,7 @@ def process_group(timeout_s: float = 600.0) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     yield ranks(device, local_rank)
     # Without it a rank that leaves first can abort one that is still tearing down.
     dist.barrier()

@@ -47,7 +47,6 @@ NEVER_RETRIED = {
     errors.EXIT_DIVERGED,
     errors.EXIT_PREEMPTED,
     errors.EXIT_INTERRUPTED,
-    errors.EXIT_TERMINATED,
 }
 """Exit codes of workers that meant to end: the same again would end the same."""
 
@@ -121,6 +120,13 @@ class _Agent(LocalElasticAgent):
             if any(f.exitcode in NEVER_RETRIED for f in result.failures.values()):
                 self._remaining_restarts = 0
         return result
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        """End what is left of a failed attempt at once.
+
+        Its ranks sit in collectives with the dead; they have nothing to save and cannot hear.
+        """
+        self._shutdown(signal.SIGKILL)
 
     def _shutdown(self, *args: Any, **kwargs: Any) -> None:
         """Pass the signal on and wait; a second Ctrl-C while waiting ends the workers now."""

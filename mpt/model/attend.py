@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mpt.recipe.budget import QUERY_BLOCK
+
 Backend = Literal["sdpa", "blocks"]
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor]
 """(q, k, v, slopes, scale, dropout) -> out; q, k, v, out are (B, H, S, head_dim), slopes (H,)."""
-
-QUERY_BLOCK = 128
-"""Queries per block. On two AVX-512 cores 64 to 256 were alike, 128 the best by a little."""
 
 
 def choose_backend(device: torch.device) -> Backend:

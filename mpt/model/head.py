@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpt.recipe.budget import HEAD_ROWS
 from mpt.state import IGNORE
-
-CHUNK_ROWS = 512
-"""Rows of hidden states per matrix product: large enough to keep two cores or a GPU busy."""
 
 
 def summed_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -46,7 +44,7 @@ class _ChunkedNats(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if wanted else None
         # fp32: a bf16 sum over many chunks would lose what a single chunk adds.
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
-        for rows in torch.arange(len(targets), device="cpu").split(CHUNK_ROWS):
+        for rows in torch.arange(len(targets), device="cpu").split(HEAD_ROWS):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             logits = (hidden[part] @ weight.T).float()  # (chunk, V)
             nats += _chunk_nats(logits, targets[part])

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from mpt.cli.main import main
 
 from mpt.errors import EXIT_DATA, EXIT_DONE, EXIT_USAGE
+from mpt.recipe.load import load, loads
 from tests.recipe.test_recipe_fuzz import damage
 
 ROOT = Path(__file__).parents[2]
@@ -106,3 +107,9 @@ def test_version_and_help_answer() -> None:
         code, out, _ = mpt(*command, "--help")
         assert code == EXIT_DONE
         assert "Usage" in out
+
+
+def test_the_recipe_that_the_readme_explains_is_the_one_that_ships() -> None:
+    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```yaml\n")
+    explained = loads(blocks[1].split("```")[0], "README.md")
+    assert explained == load(TINY)

@@ -62,7 +62,7 @@ def run_loop(ranks: Ranks, start: int, stop_on_rank: int | None) -> tuple[Record
     )
     model = sharded(ranks)
     optimizer = build_optimizer(model, cfg.optimizer)
-    seen, stop = Recorder(), StopSignal()
+    stop = StopSignal()
 
     class StopAfterTwo(Recorder):
         def step(self, state: RunState, result: Any, *, lr: float, **rest: float) -> None:

@@ -124,6 +124,21 @@ def test_five_kills_in_a_row_change_no_bit(
     assert final_weights(run_dir) == final_weights(clean)
 
 
+def test_a_survivor_that_cannot_hear_does_not_hold_up_the_repair(
+    small: Small, clean: Path, tmp_path: Path, children: list[subprocess.Popen[str]]
+) -> None:
+    run_dir = tmp_path / "run"
+    process = started(small, run_dir, "checkpoint.every_steps=1")
+    children.append(process)
+    await_that(lambda: (run_dir / "metrics.jsonl").exists(), process)
+    survivor, victim = lines(run_dir / "events.jsonl")[0]["pids"]
+    os.kill(survivor, signal.SIGSTOP)  # as deaf as a rank inside a collective
+    os.kill(victim, signal.SIGKILL)
+    _, said = process.communicate(timeout=120)  # well under launch.stop_grace_s
+    assert process.returncode == 0, said
+    assert final_weights(run_dir) == final_weights(clean)
+
+
 def started(small: Small, run_dir: Path, *changes: str) -> subprocess.Popen[str]:
     """Start a run and return once its two workers listen to signals: then they open their logs."""
     process = small.start("train", small.recipe, "--run-dir", run_dir, "--nproc", "2", *changes)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpt.model.attend import QUERY_BLOCK, Attend, attend_blocks, attend_sdpa
+from mpt.model.attend import Attend, attend_blocks, attend_sdpa
 from mpt.model.position import alibi_slopes
+from mpt.recipe.budget import QUERY_BLOCK
 
 B, H, HEAD = 2, 3, 8
 LENGTHS = [1, 5, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 3 * QUERY_BLOCK + 7]

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpt.model.head import CHUNK_ROWS, summed_nats
+from mpt.model.head import summed_nats
+from mpt.recipe.budget import HEAD_ROWS
 from mpt.state import IGNORE
 
 D, V = 16, 61
@@ -33,7 +34,7 @@ def gradient(tensor: Tensor) -> Tensor:
     return tensor.grad
 
 
-@pytest.mark.parametrize("rows", [2, CHUNK_ROWS - 1, CHUNK_ROWS, CHUNK_ROWS + 1, 1100])
+@pytest.mark.parametrize("rows", [2, HEAD_ROWS - 1, HEAD_ROWS, HEAD_ROWS + 1, 1100])
 def test_loss_and_gradients_equal_cross_entropy(rows: int) -> None:
     ours, theirs = case(rows), case(rows)
     loss, expected = summed_nats(*ours), plain(*theirs)
@@ -45,7 +46,7 @@ def test_loss_and_gradients_equal_cross_entropy(rows: int) -> None:
 
 
 def test_bf16_gradients_add_up_over_many_chunks() -> None:
-    rows = 16 * CHUNK_ROWS
+    rows = 16 * HEAD_ROWS
     ours, exact = case(rows, torch.bfloat16), case(rows, torch.bfloat16)
     summed_nats(*ours).backward()
     hidden, weight = (t.detach().double().requires_grad_() for t in exact[:2])
@@ -79,10 +80,10 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_no_tensor_of_all_logits_is_ever_made() -> None:
-    rows = 8 * CHUNK_ROWS
+    rows = 8 * HEAD_ROWS
     with LargestTensor() as seen:
         summed_nats(*case(rows)).backward()
-    assert seen.elements <= max(CHUNK_ROWS * V, rows * D)
+    assert seen.elements <= max(HEAD_ROWS * V, rows * D)
 
 
 def test_evaluation_gives_the_same_loss_as_training() -> None:

@@ -105,6 +105,13 @@ class _Agent(LocalElasticAgent):
         self.attempt += 1
         attempt_dir(self._run_dir, self.attempt).mkdir(parents=True, exist_ok=True)
         pids: dict[int, Any] = super()._start_workers(worker_group)  # by local rank
+        assert self._pcontext is not None, "workers have just been started in it"
+        # When a rank dies, torch closes the others with SIGTERM and up to 30 s of patience. They
+        # sit in collectives with the dead: they have nothing to save, and cannot hear.
+        close = self._pcontext.close
+        self._pcontext.close = lambda death_sig=None, timeout=30: close(  # type: ignore[method-assign]
+            death_sig or signal.SIGKILL, timeout
+        )
         self._journal.event(
             "attempt_started",
             attempt=self.attempt,
@@ -120,13 +127,6 @@ class _Agent(LocalElasticAgent):
             if any(f.exitcode in NEVER_RETRIED for f in result.failures.values()):
                 self._remaining_restarts = 0
         return result
-
-    def _stop_workers(self, worker_group: WorkerGroup) -> None:
-        """End what is left of a failed attempt at once.
-
-        Its ranks sit in collectives with the dead; they have nothing to save and cannot hear.
-        """
-        self._shutdown(signal.SIGKILL)
 
     def _shutdown(self, *args: Any, **kwargs: Any) -> None:
         """Pass the signal on and wait; a second Ctrl-C while waiting ends the workers now."""

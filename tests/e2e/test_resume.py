@@ -134,8 +134,11 @@ def test_a_survivor_that_cannot_hear_does_not_hold_up_the_repair(
     survivor, victim = lines(run_dir / "events.jsonl")[0]["pids"]
     os.kill(survivor, signal.SIGSTOP)  # as deaf as a rank inside a collective
     os.kill(victim, signal.SIGKILL)
-    _, said = process.communicate(timeout=120)  # well under launch.stop_grace_s
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
+    log = (run_dir / "logs" / "supervisor.log").read_text()
+    assert "closing signal SIGKILL" in log
+    assert "Unable to shutdown" not in log, "it was waited for"
     assert final_weights(run_dir) == final_weights(clean)
 
 

@@ -10,6 +10,8 @@ EXIT_CHECKPOINT = 4
 EXIT_RESTARTS = 5
 EXIT_DIVERGED = 6
 EXIT_PREEMPTED = 75
+EXIT_ROLL_BACK = 76
+"""Of a worker, never of `mpt`: start again from the checkpoint that the ledger names."""
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -52,6 +54,12 @@ class DivergedError(MptError):
     """The loss or the gradient stayed non-finite; going on would only burn time."""
 
     exit_code = EXIT_DIVERGED
+
+
+class RollbackError(MptError):
+    """Not a failure: the run is to go on from an earlier checkpoint, past the data it failed on."""
+
+    exit_code = EXIT_ROLL_BACK
 
 
 class ExportError(MptError):

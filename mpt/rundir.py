@@ -14,6 +14,8 @@ CHECKPOINTS = "checkpoints"
 LOGS = "logs"
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
+LEDGER = "ledger.jsonl"
+"""What was skipped: a line for each update left out, and for each window of data passed over."""
 LOCK = "lock"
 
 _PACKAGES = ("mpt-train", "torch", "safetensors", "sentencepiece", "numpy")

@@ -15,8 +15,8 @@ from mpt.rundir import LOGS
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Signals that are passed on to the workers, which then save and end."""
 
-FIRST_ATTEMPT = "MPT_FIRST_ATTEMPT"
-"""Environment variable: the number of this launch's first attempt. Restarts count up from it."""
+ATTEMPT = "MPT_ATTEMPT"
+"""Environment variable: the number of the attempt that a worker belongs to."""
 
 SUPERVISOR = "MPT_SUPERVISOR_PID"
 """Environment variable: the process that a worker must not outlive."""
@@ -33,6 +33,10 @@ class LastWords:
     error: str
     """Class of the exception."""
     message: str
+    step: int = 0
+    """Steps finished."""
+    time: float = 0.0
+    """`time.time()`: of several ranks that failed, the first one is the cause."""
 
 
 def next_attempt(run_dir: Path) -> int:
@@ -42,9 +46,17 @@ def next_attempt(run_dir: Path) -> int:
 
 
 def this_attempt() -> int:
-    """Return the attempt that this worker belongs to."""
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return int(os.environ.get(FIRST_ATTEMPT, "0")) + restarts
+    """Return the attempt that this worker belongs to; under plain torchrun, its restart count."""
+    return int(os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def newer_attempt(run_dir: Path) -> int | None:
+    """Return the number of an attempt after this worker's own, if there is one.
+
+    Then this worker belongs to a group that was given up, and must not write to the run.
+    """
+    newest = next_attempt(run_dir) - 1
+    return newest if newest > this_attempt() else None
 
 
 def attempt_dir(run_dir: Path, attempt: int) -> Path:

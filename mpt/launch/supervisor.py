@@ -27,7 +27,7 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 from mpt import errors
 from mpt.errors import MptError, RestartBudgetError, UsageError
 from mpt.launch.attempt import (
-    FIRST_ATTEMPT,
+    ATTEMPT,
     STOP_SIGNALS,
     SUPERVISOR,
     LastWords,
@@ -74,7 +74,6 @@ def supervise(run_dir: Path, cfg: Launch) -> int:
     n_cpus = len(os.sched_getaffinity(0))
     os.environ.update(worker_environment(nproc, n_cpus, n_gpus, os.environ))
     os.environ[SUPERVISOR] = str(os.getpid())
-    os.environ[FIRST_ATTEMPT] = str(first_attempt)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(signal.name for signal in STOP_SIGNALS)
     agent = _Agent(_spec(run_dir, nproc, cfg.max_restarts), run_dir, first_attempt, cfg)
     try:
@@ -104,6 +103,7 @@ class _Agent(LocalElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self.attempt += 1
         attempt_dir(self._run_dir, self.attempt).mkdir(parents=True, exist_ok=True)
+        os.environ[ATTEMPT] = str(self.attempt)
         pids: dict[int, Any] = super()._start_workers(worker_group)  # by local rank
         assert self._pcontext is not None, "workers have just been started in it"
         # When a rank dies, torch closes the others with SIGTERM and up to 30 s of patience. They

@@ -10,7 +10,7 @@ from mpt.recipe.data import Data, Prepare, Tokenizer
 from mpt.recipe.launch import Launch
 from mpt.recipe.model import Model
 from mpt.recipe.problem import Problem
-from mpt.recipe.train import Checkpoint, Evaluation, Optimizer, Schedule, Train
+from mpt.recipe.train import Checkpoint, Evaluation, Health, Optimizer, Schedule, Train
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -31,6 +31,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     eval: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    health: Health = field(default_factory=Health)
     launch: Launch = field(default_factory=Launch)
 
     def problems(self) -> Iterator[Problem]:
@@ -49,6 +50,7 @@ class Recipe:
         yield from self.schedule.problems(self.train.steps)
         yield from self.eval.problems()
         yield from self.checkpoint.problems()
+        yield from self.health.problems()
         yield from self.launch.problems()
         yield from self._across_sections()
 

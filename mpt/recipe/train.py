@@ -1,4 +1,4 @@
-"""The `train:`, `optimizer:`, `schedule:`, `eval:` and `checkpoint:` sections."""
+"""The `train:`, `optimizer:`, `schedule:`, `eval:`, `checkpoint:` and `health:` sections."""
 
 from __future__ import annotations
 
@@ -116,6 +116,9 @@ class Checkpoint:
     """Save every so many steps, and after the last."""
     keep: int = 3
     """Newest checkpoints to keep; with 1 there is none to fall back to if it is damaged."""
+    memory_every_steps: int | Literal["auto", "off"] = "auto"
+    """Copy the state to host memory that outlives a worker, every so many steps; auto takes as
+    many as keep the cost under 2 % of a step."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong within this section."""
@@ -123,3 +126,35 @@ class Checkpoint:
             yield Problem("checkpoint.every_steps", f"{self.every_steps} is not a positive count.")
         if self.keep < 1:
             yield Problem("checkpoint.keep", f"{self.keep} is not a positive count.")
+        every = self.memory_every_steps
+        if not isinstance(every, str) and every < 1:
+            yield Problem("checkpoint.memory_every_steps", f"{every} is not a positive count.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """When an update is skipped, and when the run goes back to an earlier checkpoint."""
+
+    spike_sigmas: float = 6.0
+    """Skip an update whose loss is this many standard deviations above the mean of the window;
+    `.inf` turns it off. Loss or gradient that is not finite is skipped always."""
+    spike_window: int = 128
+    """Steps that mean and deviation are taken over; no loss counts as a spike before it is full."""
+    max_skipped_in_a_row: int = 5
+    """Skipped updates in a row after which the run rolls back to the last good checkpoint and
+    passes over the data that it skipped on."""
+    max_rollbacks: int = 3
+    """Rollbacks before the run ends as diverged."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong within this section."""
+        if not self.spike_sigmas > 0.0:
+            yield Problem("health.spike_sigmas", f"{self.spike_sigmas} is not positive.")
+        if self.spike_window < 2:
+            yield Problem("health.spike_window", f"{self.spike_window} is less than 2.")
+        if self.max_skipped_in_a_row < 1:
+            yield Problem(
+                "health.max_skipped_in_a_row", f"{self.max_skipped_in_a_row} is not positive."
+            )
+        if self.max_rollbacks < 0:
+            yield Problem("health.max_rollbacks", f"{self.max_rollbacks} is negative.")

@@ -13,6 +13,7 @@ from torch import nn
 from mpt.checkpoint.save import Saver
 from mpt.data.loader import Loader
 from mpt.dist import Ranks, max_over_ranks
+from mpt.launch.pulse import Phase, Pulse
 from mpt.objective import next_token_nats
 from mpt.optim import set_learning_rate
 from mpt.recipe import Recipe
@@ -35,6 +36,7 @@ class Services:
     watch: Watch
     evaluate: Evaluate | None
     stop: StopSignal
+    pulse: Pulse
 
 
 def loop(
@@ -50,11 +52,14 @@ def loop(
     Returns:
         Where it ended, saved, and the signal; None if the run is done.
     """
-    loader, saver, watch = services.loader, services.saver, services.watch
+    loader, saver, watch, pulse = services.loader, services.saver, services.watch, services.pulse
     samples, steps = cfg.train.global_batch_size, cfg.train.steps
     if stopped_by := max_over_ranks(services.stop.number):
         return state, stopped_by  # before the first step there is nothing to save
+    phase = Phase.FIRST_STEP
     while state.step < steps:
+        pulse.beat(phase, state.step)
+        phase = Phase.STEP
         began = time.perf_counter()
         microbatches = loader.next(state.step)
         data_wait_s = time.perf_counter() - began
@@ -76,13 +81,16 @@ def loop(
         if services.evaluate and (last or state.step % cfg.eval.every_steps == 0):
             # Before the save: a run that dies in between evaluates again, and never not at all.
             watch.settle()
+            pulse.beat(Phase.EVALUATE, state.step)
             watch.evaluated(state, *services.evaluate())
         stopped_by = max_over_ranks(services.stop.number)
         if last or stopped_by or state.step % cfg.checkpoint.every_steps == 0:
             watch.settle()
+            pulse.beat(Phase.SAVE, state.step)
             saver.save(state)
         if stopped_by and not last:
             return state, stopped_by
+    pulse.beat(Phase.END, state.step)
     return state, None
 
 

@@ -18,6 +18,7 @@ from mpt.display import Display
 from mpt.dist import Ranks
 from mpt.evaluate import bits_per_byte, evaluate
 from mpt.launch.attempt import this_attempt
+from mpt.launch.pulse import Pulse
 from mpt.log import Journal
 from mpt.objective import next_token_nats
 from mpt.optim import training_tensors
@@ -33,7 +34,7 @@ from mpt.train.watch import Watch
 
 
 def train(
-    cfg: Recipe, run_dir: Path, ranks: Ranks, terminal: TextIO, stop: StopSignal
+    cfg: Recipe, run_dir: Path, ranks: Ranks, terminal: TextIO, stop: StopSignal, pulse: Pulse
 ) -> int | None:
     """Run the loop from wherever the newest checkpoint says; the same call starts and resumes.
 
@@ -78,7 +79,7 @@ def train(
             state,
             model,
             optimizer,
-            Services(loader, saver, watch, evaluation, stop),
+            Services(loader, saver, watch, evaluation, stop, pulse),
             ranks,
         )
         saver.close()

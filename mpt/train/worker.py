@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TextIO
@@ -16,6 +17,7 @@ from typing import TextIO
 from mpt import errors
 from mpt.errors import MptError
 from mpt.launch.attempt import SUPERVISOR, LastWords, attempt_dir, leave_last_words, this_attempt
+from mpt.launch.pulse import Pulse
 from mpt.train.stop import StopSignal
 
 PR_SET_PDEATHSIG = 1
@@ -27,9 +29,10 @@ def main() -> None:
     _die_with_supervisor()
     stop = StopSignal.install()
     terminal = _log_to_own_file(run_dir)
+    pulse = Pulse.inherited()
     code = errors.EXIT_INTERNAL
     try:
-        code = _run(run_dir, terminal, stop)
+        code = _run(run_dir, terminal, stop, pulse)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
@@ -37,23 +40,29 @@ def main() -> None:
         os._exit(code)
 
 
-def _run(run_dir: Path, terminal: TextIO, stop: StopSignal) -> int:
+def _run(run_dir: Path, terminal: TextIO, stop: StopSignal, pulse: Pulse) -> int:
+    def leave(code: int, error: str, message: str) -> int:
+        rank = int(os.environ.get("RANK", "0"))
+        words = LastWords(rank, code, error, message, pulse.read().step, time.time())
+        leave_last_words(run_dir, words)
+        return code
+
     try:
-        signal_number = _train(run_dir, terminal, stop)
+        signal_number = _train(run_dir, terminal, stop, pulse)
     except MptError as error:
-        return _leave(run_dir, error.exit_code, type(error).__name__, str(error))
+        return leave(error.exit_code, type(error).__name__, str(error))
     except BaseException as error:  # noqa: BLE001 - the boundary of the process
         traceback.print_exc()
         why = str(error) or "no message"
-        return _leave(run_dir, errors.EXIT_INTERNAL, type(error).__name__, why)
+        return leave(errors.EXIT_INTERNAL, type(error).__name__, why)
     if signal_number is None:
-        return _leave(run_dir, errors.EXIT_DONE, "", "done")
+        return leave(errors.EXIT_DONE, "", "done")
     interrupted = signal_number == signal.SIGINT
     code = errors.EXIT_INTERRUPTED if interrupted else errors.EXIT_PREEMPTED
-    return _leave(run_dir, code, "", f"saved and stopped by {signal.Signals(signal_number).name}")
+    return leave(code, "", f"saved and stopped by {signal.Signals(signal_number).name}")
 
 
-def _train(run_dir: Path, terminal: TextIO, stop: StopSignal) -> int | None:
+def _train(run_dir: Path, terminal: TextIO, stop: StopSignal, pulse: Pulse) -> int | None:
     # torch enters here: it takes seconds, in which signals and output are already looked after.
     import torch
 
@@ -67,13 +76,7 @@ def _train(run_dir: Path, terminal: TextIO, stop: StopSignal) -> int | None:
     torch.set_flush_denormal(True)
     cfg = recipe.load(run_dir / RECIPE)
     with process_group() as ranks:
-        return train(cfg, run_dir, ranks, terminal, stop)
-
-
-def _leave(run_dir: Path, code: int, error: str, message: str) -> int:
-    rank = int(os.environ.get("RANK", "0"))
-    leave_last_words(run_dir, LastWords(rank, code, error, message))
-    return code
+        return train(cfg, run_dir, ranks, terminal, stop, pulse)
 
 
 def _die_with_supervisor() -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from mpt import recipe
 from mpt.dist import Ranks
 from mpt.evaluate import evaluate
+from mpt.launch.pulse import Pulse
 from mpt.model.network import MPT
 from mpt.objective import next_token_nats
 from mpt.optim import build_optimizer
@@ -72,7 +73,7 @@ def run_loop(ranks: Ranks, start: int, stop_on_rank: int | None) -> tuple[Record
                 stop.number = 15
 
     seen = StopAfterTwo()
-    services = Services(seen, seen, seen, None, stop)  # type: ignore[arg-type]
+    services = Services(seen, seen, seen, None, stop, Pulse.create())  # type: ignore[arg-type]
     state, stopped_by = loop(
         cfg, RunState(start, start * 32, 0), model, optimizer, services, ranks
     )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from mpt.errors import EXIT_CHECKPOINT, UsageError
 from . import render
 from .data import watch_progress
 
+if TYPE_CHECKING:
+    from mpt.recipe import Recipe
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")
@@ -22,7 +25,20 @@ Overrides = Annotated[
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.")]
 CheckOnly = Annotated[bool, typer.Option("--check", help="Print the plan, start nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Nproc = Annotated[int | None, typer.Option("--nproc", help="Workers; the same as launch.nproc.")]
+Nproc = Annotated[
+    int | None, typer.Option("--nproc", help="Workers a node; the same as launch.nproc.")
+]
+Nnodes = Annotated[
+    str | None,
+    typer.Option("--nnodes", metavar="N|MIN:MAX", help="Nodes; the same as launch.nnodes."),
+]
+Rendezvous = Annotated[
+    str | None,
+    typer.Option("--rdzv", metavar="HOST:PORT", help="Which node leads first, and where."),
+]
+NodeName = Annotated[
+    str | None, typer.Option("--node", help="Name of this node; default: the host's.")
+]
 
 
 def train(
@@ -32,6 +48,9 @@ def train(
         Path | None, typer.Option(help="Where the run lives; default: runs/<run>.")
     ] = None,
     nproc: Nproc = None,
+    nnodes: Nnodes = None,
+    rdzv: Rendezvous = None,
+    node: NodeName = None,
     check: CheckOnly = False,
     as_json: AsJson = False,
 ) -> None:
@@ -40,26 +59,29 @@ def train(
     from mpt.data.dataset import tokenizer_problems
     from mpt.recipe.budget import plan
 
-    changes = [*(overrides or []), *_launch_override(nproc)]
+    changes = [*(overrides or []), *_launch_overrides(nproc, nnodes)]
     cfg = recipe.load(recipe_file, changes, checks=[tokenizer_problems])
     directory = run_dir or Path("runs") / cfg.run
     if check:
         world_size = 1 if cfg.launch.nproc == "auto" else cfg.launch.nproc
         render.plan(cfg, plan(cfg, world_size), directory, as_json)
         return
-    from mpt.train.start import start
-
-    raise typer.Exit(
-        start(cfg, directory, source=recipe_file, tell=render.tell, progress=watch_progress)
-    )
+    raise typer.Exit(_start(cfg, directory, recipe_file, rdzv, node))
 
 
-def resume(run_dir: RunDir, overrides: Overrides = None, nproc: Nproc = None) -> None:
+def resume(
+    run_dir: RunDir,
+    overrides: Overrides = None,
+    nproc: Nproc = None,
+    nnodes: Nnodes = None,
+    rdzv: Rendezvous = None,
+    node: NodeName = None,
+) -> None:
     """Go on with a run from its newest checkpoint; keys such as optimizer.lr may change."""
-    from mpt.train.start import start, thaw
+    from mpt.train.start import thaw
 
-    cfg = thaw(run_dir, [*(overrides or []), *_launch_override(nproc)])
-    raise typer.Exit(start(cfg, run_dir, source=None, tell=render.tell, progress=watch_progress))
+    cfg = thaw(run_dir, [*(overrides or []), *_launch_overrides(nproc, nnodes)])
+    raise typer.Exit(_start(cfg, run_dir, None, rdzv, node))
 
 
 def status(run_dir: RunDir, as_json: AsJson = False) -> None:
@@ -111,5 +133,18 @@ def init(
     print(f"mpt: next: mpt train {path}", file=sys.stderr)
 
 
-def _launch_override(nproc: int | None) -> list[str]:
-    return [] if nproc is None else [f"launch.nproc={nproc}"]
+def _start(
+    cfg: Recipe, run_dir: Path, source: Path | None, rdzv: str | None, node: str | None
+) -> int:
+    from mpt.launch.place import find_place
+    from mpt.train.start import start
+
+    place = find_place(node, rdzv, several=cfg.launch.max_nodes > 1)
+    return start(
+        cfg, run_dir, source=source, place=place, tell=render.tell, progress=watch_progress
+    )
+
+
+def _launch_overrides(nproc: int | None, nnodes: str | None) -> list[str]:
+    wanted = {"nproc": nproc, "nnodes": nnodes and f'"{nnodes}"'}
+    return [f"launch.{key}={value}" for key, value in wanted.items() if value is not None]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""After this a rank stops waiting for its peers, and the attempt ends."""
+from mpt.launch.attempt import ATTEMPT, STORE_FD
+
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+"""After this a rank stops waiting for its peers, and the attempt ends. Longer than a supervisor's
+patience (`launch.hang`): it sees a hang first, and can say who is stuck."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,30 @@ def process_group() -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **_rendezvous())
     yield ranks(device, local_rank)
     # Without it a rank that leaves first can abort one that is still tearing down.
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _rendezvous() -> dict[str, Any]:
+    """Return where ranks meet: on the supervisor's socket, or as torchrun says."""
+    if ATTEMPT not in os.environ:
+        return {}
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    # A socket made before anybody was told its port, and anew for each attempt: nobody can take
+    # it, and no rank reads what an earlier attempt has left in a store.
+    listening = int(os.environ[STORE_FD]) if rank == 0 else None
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size,
+        is_master=rank == 0,
+        timeout=COLLECTIVE_TIMEOUT,
+        master_listen_fd=listening,
+    )
+    return {"store": store, "rank": rank, "world_size": world_size}
 
 
 def ranks(device: torch.device, local_rank: int = 0) -> Ranks:
@@ -96,6 +119,17 @@ def from_first(value: int) -> int:
     tensor = torch.tensor(value)
     dist.broadcast(tensor, src=0)
     return int(tensor)
+
+
+def bytes_from_first(value: bytes) -> bytes:
+    """Return rank 0's bytes on every rank."""
+    size = from_first(len(value))
+    tensor = torch.zeros(size, dtype=torch.uint8)
+    if dist.get_rank() == 0:
+        tensor = torch.frombuffer(bytearray(value), dtype=torch.uint8) if size else tensor
+    if size:
+        dist.broadcast(tensor, src=0)
+    return tensor.numpy().tobytes()
 
 
 def local_tensor(tensor: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Journal:
         """Append one line to metrics.jsonl."""
         self._append(METRICS, record)
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, kind: str, /, **fields: Any) -> None:
         """Append one line to events.jsonl."""
         self._append(EVENTS, {"event": kind, **fields})
 

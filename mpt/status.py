@@ -9,7 +9,7 @@ from typing import Any
 
 from mpt.checkpoint.layout import committed, step_of
 from mpt.errors import UsageError
-from mpt.launch.lock import holder
+from mpt.launch.lease import holder
 from mpt.log import read_lines
 from mpt.recipe import load
 from mpt.rundir import CHECKPOINTS, EVENTS, METRICS, RECIPE

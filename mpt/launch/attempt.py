@@ -18,6 +18,12 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 ATTEMPT = "MPT_ATTEMPT"
 """Environment variable: the number of the attempt that a worker belongs to."""
 
+MEMORY_FD = "MPT_MEMORY_FD"
+"""Environment variable: descriptor of the memory where a rank keeps copies of its state."""
+
+STORE_FD = "MPT_STORE_FD"
+"""Environment variable, rank 0's: descriptor of the socket that the attempt's store listens on."""
+
 SUPERVISOR = "MPT_SUPERVISOR_PID"
 """Environment variable: the process that a worker must not outlive."""
 
@@ -43,6 +49,17 @@ def next_attempt(run_dir: Path) -> int:
     """Return the number of the attempt after all that have left a log directory."""
     names = (_ATTEMPT_NAME.fullmatch(path.name) for path in (run_dir / LOGS).glob("attempt-*"))
     return max((int(name[1]) for name in names if name), default=-1) + 1
+
+
+def claim_attempt(run_dir: Path) -> int:
+    """Take the next number for an attempt; no other process can get the same one."""
+    while True:
+        number = next_attempt(run_dir)
+        try:
+            attempt_dir(run_dir, number).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return number
 
 
 def this_attempt() -> int:

@@ -1,8 +1,11 @@
-"""How many workers on how many cores, and the environment they start in: pure arithmetic."""
+"""How many workers on how many cores, and the environment they start in."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 GLIBC_KEEPS_MEMORY = {
@@ -12,6 +15,9 @@ GLIBC_KEEPS_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
     "MALLOC_TOP_PAD_": str(1 << 28),
 }
+
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""What the drivers of NVIDIA, AMD and WSL leave in /dev."""
 
 
 def n_workers(wanted: int | Literal["auto"], n_gpus: int) -> int:
@@ -26,8 +32,18 @@ def worker_environment(
     threads = str(max(1, n_cpus // n_local_workers))
     environment = {
         "OMP_NUM_THREADS": given.get("OMP_NUM_THREADS", threads),
-        # Ranks of a restarted attempt would otherwise read the addresses of dead ones.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "PYTHONUNBUFFERED": "1",
     }
     return environment if n_gpus else environment | GLIBC_KEEPS_MEMORY
+
+
+def count_gpus() -> int:
+    """Return the GPUs that torch can use here; asks a process of its own, if there is a driver.
+
+    torch is not imported into the supervisor: it would take seconds, and memory for good.
+    """
+    if not any(Path(device).exists() for device in _GPU_DEVICES):
+        return 0
+    probe = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    return int(done.stdout) if done.stdout.strip().isdigit() else 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,11 @@ from mpt.data.dataset import check_dataset, open_dataset, verify
 from mpt.data.index import INDEX_NAME
 from mpt.data.prepare import Watch, prepare
 from mpt.errors import EXIT_DONE, DataError, UsageError
-from mpt.launch.lock import run_lock
+from mpt.launch.node import Node
+from mpt.launch.place import Place
+from mpt.launch.plan import count_gpus, n_workers, worker_environment
+from mpt.launch.run import Run
+from mpt.launch.supervisor import supervise
 from mpt.log import Journal, utc_now
 from mpt.recipe import Recipe
 from mpt.rundir import CHECKPOINTS, PROVENANCE, RECIPE, RECIPE_SOURCE, versions
@@ -33,12 +39,19 @@ Progress = Callable[[], AbstractContextManager[Watch]]
 
 
 def start(
-    cfg: Recipe, run_dir: Path, *, source: Path | None, tell: Tell, progress: Progress
+    cfg: Recipe,
+    run_dir: Path,
+    *,
+    source: Path | None,
+    place: Place,
+    tell: Tell,
+    progress: Progress,
 ) -> int:
     """Train `cfg` in `run_dir`, from its newest checkpoint if there is one.
 
     Args:
         source: the recipe file as the user wrote it, kept beside the resolved one.
+        place: where this node is, among those of the run.
         tell: is given a sentence for each thing a person should know.
         progress: is open while data is prepared, and told how far that has come.
 
@@ -52,23 +65,45 @@ def start(
     cfg = recipe.absolute(cfg)
     run_dir = run_dir.absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
-    with run_lock(run_dir):
-        changes = _changes(cfg, run_dir)
-        with progress() as watch:
-            prepare(cfg, progress=watch)
-        dataset_hashes = _check_data(cfg)
-        _check_same_data(run_dir, dataset_hashes)
-        _write_run_directory(cfg, run_dir, source, dataset_hashes)
-        if changes:
-            Journal(run_dir).event("recipe_changed", changes=changes)
-            for key, (old, new) in changes.items():
-                tell(f"changed for the rest of this run: {key}: {old} -> {new}")
-        # torch enters the process here: what came before need not wait for it.
-        from mpt.launch.supervisor import supervise
-
-        code = supervise(run_dir, cfg.launch)
+    n_gpus = count_gpus()
+    nproc = n_workers(cfg.launch.nproc, n_gpus)
+    if 0 < n_gpus < nproc:
+        raise UsageError(f"launch.nproc: {nproc} workers, but {n_gpus} GPUs here; one each.")
+    n_cpus = len(os.sched_getaffinity(0))
+    node = Node(
+        run_dir,
+        place.node,
+        nproc=nproc,
+        environment=worker_environment(nproc, n_cpus, n_gpus, os.environ),
+        hang=cfg.launch.hang,
+    )
+    run = Run(
+        run_dir,
+        cfg.launch,
+        identity=recipe.recipe_hash(replace(cfg, launch=replace(cfg.launch, nproc="auto"))),
+        place=place,
+        prepare=lambda: _make_ready(cfg, run_dir, source, tell, progress),
+        committed=lambda: max(map(step_of, committed(run_dir / CHECKPOINTS)), default=-1),
+    )
+    code = supervise(run, node)
     tell(_last_word(code, run_dir))
     return code
+
+
+def _make_ready(
+    cfg: Recipe, run_dir: Path, source: Path | None, tell: Tell, progress: Progress
+) -> None:
+    """Make data and run directory what the workers expect; by one node, which has the run."""
+    changes = _changes(cfg, run_dir)
+    with progress() as watch:
+        prepare(cfg, progress=watch)
+    dataset_hashes = _check_data(cfg)
+    _check_same_data(run_dir, dataset_hashes)
+    _write_run_directory(cfg, run_dir, source, dataset_hashes)
+    if changes:
+        Journal(run_dir).event("recipe_changed", changes=changes)
+        for key, (old, new) in changes.items():
+            tell(f"changed for the rest of this run: {key}: {old} -> {new}")
 
 
 def thaw(run_dir: Path, overrides: list[str]) -> Recipe:

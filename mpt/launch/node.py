@@ -1,0 +1,197 @@
+"""One node's part in a run: it does what the coordinator says, and reports what it sees.
+
+It has no opinion on what a fault means. Orders come in through `handle`, reports go out of `turn`;
+between the two may lie a network or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mpt.launch.attempt import attempt_dir
+from mpt.launch.fault import ENDS, Fault
+from mpt.launch.hang import overdue, rank_states
+from mpt.launch.pulse import Phase, anonymous_file
+from mpt.launch.wire import Message, listen
+from mpt.launch.workers import Assignment, Workers
+from mpt.recipe.launch import Hang
+
+BEAT_S = 0.5
+"""How often a node says that it is there."""
+
+HUNG_AGAIN_S = 30.0
+"""A node sees only its own ranks: if others explain their silence, it asks again after this."""
+
+
+class Node:
+    """This machine's workers, attempt after attempt."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        name: str,
+        *,
+        nproc: int,
+        environment: Mapping[str, str],
+        hang: Hang,
+    ) -> None:
+        """Make the memory that the workers' copies live in; start nothing yet."""
+        self.name = name
+        self.nproc = nproc
+        self._run_dir = run_dir
+        self._environment = dict(environment)
+        self._hang = hang
+        self._store_host = "127.0.0.1"
+        self._memory = [anonymous_file(f"mpt-memory-{i}") for i in range(nproc)]
+        self._store: socket.socket | None = None
+        self._workers: Workers | None = None
+        self._announced = False
+        self._running_said = False
+        self._hung_said = -HUNG_AGAIN_S
+        self._last_beat = 0.0
+        self._reports: list[Message] = []
+
+    def reachable_at(self, host: str, interface: str | None) -> None:
+        """Take in where other nodes reach this one, and the interface they come in by."""
+        self._store_host = host
+        if interface is not None:
+            # gloo would ask for the address of the host's name, which is often the loopback's.
+            self._environment.setdefault(
+                "GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", interface)
+            )
+
+    def join(self) -> None:
+        """Begin anew with a coordinator: it knows nothing of us yet."""
+        self._announced = False
+        self._reports.clear()
+
+    def handle(self, order: Message) -> None:
+        """Do what the coordinator says."""
+        match order["kind"]:
+            case "start":
+                self._start(order)
+            case "signal" if self._workers is not None:
+                self._workers.send_signal(int(order["number"]))
+            case "dump":
+                self._dump(int(order["attempt"]))
+            case "kill":
+                self.kill()
+
+    def turn(self) -> list[Message]:
+        """Look at the workers, and return what there is to report."""
+        if self._workers is None:
+            self._announce()
+        else:
+            self._watch(self._workers)
+        now = time.monotonic()
+        if now - self._last_beat >= BEAT_S:
+            self._last_beat = now
+            step = 0 if self._workers is None else self._workers.step
+            self._reports.append({"kind": "beat", "step": step})
+        reports, self._reports = self._reports, []
+        return reports
+
+    def kill(self) -> None:
+        """Kill the workers; once the last is gone this node says that it is ready again."""
+        if self._workers is not None:
+            self._workers.kill()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether any worker is alive."""
+        return self._workers is not None and bool(self._workers.alive)
+
+    def close(self) -> None:
+        """Kill the workers, wait for their end, and give the memory back."""
+        self.kill()
+        while self.is_running:
+            time.sleep(0.01)
+        if self._workers is not None:
+            self._workers.close()
+        if self._store is not None:
+            self._store.close()
+        for descriptor in self._memory:
+            os.close(descriptor)
+
+    def _announce(self) -> None:
+        """Say that an attempt can start here, and where its store would listen."""
+        if self._announced:
+            return
+        if self._store is not None:
+            self._store.close()
+        # A new socket for each attempt, made before anybody is told its port: nobody can take it,
+        # and no rank can meet what an earlier attempt left in a store.
+        self._store = listen(self._store_host, 0)
+        port = self._store.getsockname()[1]
+        self._reports.append({"kind": "ready", "nproc": self.nproc, "port": port})
+        self._announced = True
+
+    def _start(self, order: Message) -> None:
+        assignment = Assignment(**order["assignment"])
+        if not order["keep_memory"]:
+            for descriptor in self._memory:
+                os.ftruncate(descriptor, 0)
+        assert self._store is not None, "a node announces its port before it is given work"
+        self._running_said, self._hung_said = False, -HUNG_AGAIN_S
+        try:
+            self._workers = Workers(
+                self._run_dir,
+                self.name,
+                assignment,
+                self._environment,
+                self._memory,
+                self._store.fileno(),
+            )
+        except OSError as error:
+            why = f"node {self.name} cannot start workers: {error}"
+            fault = Fault("failed", self.name, why, error=type(error).__name__, time=time.time())
+            self._report_faults([fault])
+            return
+        self._reports.append({"kind": "started", "pids": list(self._workers.pids.values())})
+
+    def _watch(self, workers: Workers) -> None:
+        self._report_faults(workers.new_faults())
+        beats = workers.beats()
+        if not self._running_said and any(
+            beat.phase not in (Phase.START, Phase.FIRST_STEP) for beat in beats.values()
+        ):
+            self._running_said = True
+            self._reports.append({"kind": "running", "step": workers.step})
+        alive = workers.alive
+        if not alive:
+            self._finish(workers)
+            return
+        now = time.monotonic()
+        hung = overdue({rank: beats[rank] for rank in alive}, now, self._hang)
+        if hung and now - self._hung_said > HUNG_AGAIN_S:
+            self._hung_said = now
+            self._reports.append({"kind": "hung"})
+
+    def _finish(self, workers: Workers) -> None:
+        """All ranks of the attempt have ended, one way or another."""
+        codes = workers.exit_codes()
+        workers.kill()  # what a rank has started and left behind
+        workers.close()
+        self._workers, self._announced = None, False
+        if all(code in ENDS for code in codes.values()):
+            self._reports.append({"kind": "ended", "codes": sorted(set(codes.values()))})
+
+    def _dump(self, attempt: int) -> None:
+        """Have all ranks write where they are, and report what that says."""
+        states: list[dict[str, Any]] = []
+        if (workers := self._workers) is not None:
+            pids = {rank: workers.pids[rank] for rank in workers.alive}
+            directory = attempt_dir(self._run_dir, attempt)
+            found = rank_states(self.name, directory, pids, workers.beats())
+            states = [asdict(state) for state in found]
+        self._reports.append({"kind": "stacks", "ranks": states})
+
+    def _report_faults(self, faults: list[Fault]) -> None:
+        if faults:
+            self._reports.append({"kind": "faults", "faults": [asdict(fault) for fault in faults]})

@@ -1,0 +1,45 @@
+"""Stop signals of a supervisor: taken in at once, acted on by its loop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from mpt.launch.attempt import STOP_SIGNALS
+
+
+@dataclass
+class Signals:
+    """Stop signals that have come in."""
+
+    pending: list[int] = field(default_factory=list)
+    interrupts: int = 0
+
+    @property
+    def now(self) -> bool:
+        """A second Ctrl-C: do not wait for anything."""
+        return self.interrupts > 1
+
+    def receive(self, number: int, _: FrameType | None) -> None:
+        self.interrupts += number == signal.SIGINT
+        self.pending.append(number)
+
+    def take(self) -> list[int]:
+        """Return the signals since the last call."""
+        taken_now, self.pending = self.pending, []
+        return taken_now
+
+
+@contextmanager
+def stop_signals() -> Iterator[Signals]:
+    """Take over the stop signals for a while."""
+    signals = Signals()
+    before = {number: signal.signal(number, signals.receive) for number in STOP_SIGNALS}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -13,16 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mpt import errors
-from mpt.launch.attempt import claim_attempt
+from mpt.launch.attempt import claim_attempt, next_attempt
 from mpt.launch.decide import GiveUp, History, decide, unreliable_nodes
 from mpt.launch.ending import End, gave_up, message, unsaved
 from mpt.launch.fault import ENDS, Fault, cause, hang_fault, lost_node
 from mpt.launch.gather import Gathering, TooFewNodes
 from mpt.launch.group import Attempt, Member, assign, choose
 from mpt.launch.hang import RankState
+from mpt.launch.run import Record
 from mpt.launch.wire import Message
 from mpt.log import utc_now
 from mpt.recipe.launch import Launch
@@ -30,17 +31,14 @@ from mpt.recipe.launch import Launch
 NODE_SILENT_S = 4.0
 """A node that says nothing for this long is lost."""
 
+GIVE_WAY_S = 8.0
+"""A node that has led, and is cut off from all others for this long, lets another lead."""
+
 SETTLE_S = 1.0
 """A rank that lost its peer may be heard before the peer's own node is: wait for the cause."""
 
 DUMP_S = 5.0
 """A node that has not sent its stacks by then has none to send."""
-
-
-class Record(Protocol):
-    """Where events are written: `mpt.log.Journal`."""
-
-    def event(self, kind: str, /, **fields: Any) -> None: ...
 
 
 class Coordinator:
@@ -100,6 +98,17 @@ class Coordinator:
             self._say(f"node {name} left: {why}.")
             return
         attempt.add([lost_node(name, why, attempt.step, now - member.heard)], now)
+
+    def is_forsaken(self, now: float) -> bool:
+        """Whether all other nodes have been gone for long: then they may have each other."""
+        alone = self._attempt is None and len(self._members) == 1 < self._cfg.min_nodes
+        return alone and self._gathering.again and now - self._gathering.since > GIVE_WAY_S
+
+    def inherit(self, fault: Fault) -> None:
+        """Take in what became of the node that led before, though nothing is left to decide."""
+        self._history, _ = decide(self._history, fault, committed=self._committed())
+        self._record_fault(next_attempt(self._run_dir) - 1, fault)
+        self._recovering = time.monotonic()
 
     def heard(self, name: str, report: Message, now: float) -> None:
         """A node has reported something."""
@@ -195,17 +204,9 @@ class Coordinator:
             self.orders.append((member.name, order))
 
     def _tell_started(self, attempt: Attempt) -> None:
-        if attempt.told or any(member.pids is None for member in attempt.members):
-            return
-        attempt.told = True
-        pids = [pid for member in attempt.members for pid in member.pids or []]
-        self._record.event(
-            "attempt_started",
-            attempt=attempt.number,
-            world_size=len(pids),
-            nodes=[member.name for member in attempt.members],
-            pids=pids,
-        )
+        if not attempt.told and all(member.pids is not None for member in attempt.members):
+            attempt.told = True
+            self._record.event("attempt_started", **attempt.event())
 
     def _recovered(self, attempt: Attempt, now: float) -> None:
         if self._recovering is None:
@@ -251,23 +252,25 @@ class Coordinator:
         if self._stopping:
             self.finish(unsaved(self._stopping, fault))
             return
-        history, decision = decide(self._history, fault, committed=self._committed())
-        self._history = history
-        left = max(history.left, 0)
-        event = {"attempt": attempt.number, **fault.event(), "restarts_left": left}
-        if not (isinstance(decision, GiveUp) and decision.exit_code != errors.EXIT_RESTARTS):
-            self._record.event("fault", **event)
-            self._past.append({"event": "fault", "time": utc_now(), **event})
+        self._history, decision = decide(self._history, fault, committed=self._committed())
+        user_error = isinstance(decision, GiveUp) and decision.exit_code != errors.EXIT_RESTARTS
+        if user_error:  # what a worker says in a person's words needs no others
+            self.finish(End(fault.exit_code, message(fault)))
+            return
+        self._record_fault(attempt.number, fault)
         if isinstance(decision, GiveUp):
-            if decision.exit_code != errors.EXIT_RESTARTS:  # a mistake of the user's, in his words
-                self.finish(End(decision.exit_code, message(fault)))
-            else:
-                self._give_up(errors.EXIT_RESTARTS, f"{fault.why}; {decision.why}")
+            self._give_up(errors.EXIT_RESTARTS, f"{fault.why}; {decision.why}")
             return
         self._gathering.not_before = now + decision.after_s
         self._recovering = self._recovering or attempt.fault_at or now
         later = f" in {decision.after_s:.0f} s" if decision.after_s else ""
-        self._say(f"{fault.why}; restarting{later} ({history.left} restarts left).")
+        self._say(f"{fault.why}; restarting{later} ({self._history.left} restarts left).")
+
+    def _record_fault(self, attempt: int, fault: Fault) -> None:
+        left = max(self._history.left, 0)
+        event = {"attempt": attempt, **fault.event(), "restarts_left": left}
+        self._record.event("fault", **event)
+        self._past.append({"event": "fault", "time": utc_now(), **event})
 
     def _all_ended(self, attempt: Attempt) -> None:
         """Every worker has ended by itself: done, stopped, or asking to start again."""

@@ -15,7 +15,7 @@ from mpt.recipe.launch import Hang
 MOST_NAMED = 4
 """Groups of stuck ranks that are described; of further ones there is a count."""
 
-_OWN = re.compile(r"(?:^|/)(mpt/(?:[a-z_]+/){0,2}[a-z_]+\.py)$")
+_OWN = re.compile(r"^(?:.*/)?(mpt/(?:[a-z_]+/){0,2}[a-z_]+\.py)$")
 _LIBRARY = re.compile(r"/(?:site-packages|dist-packages|lib/python3\.\d+)/((?!site-packages/).+)$")
 
 _COLLECTIVES = (
@@ -121,9 +121,8 @@ def _finding(state: RankState) -> _Finding:
     if state.process in _HELD:
         return _Finding("stuck", f"{_HELD[state.process]}{at}")
     if not frames:
-        started = state.phase != Phase.START
-        how = "gave no stack, as if nothing in it ran" if started else "has not begun: no stack"
-        return _Finding("stuck", how)
+        begun = state.phase != Phase.START
+        return _Finding("stuck", "gave no stack" if begun else "has not begun: it gave no stack")
     before_own = _until_own(frames)
     caller = _site(frames[len(before_own)]) if len(before_own) < len(frames) else _site(frames[-1])
     if any(_short(frame.file) in _COLLECTIVES for frame in before_own):
@@ -158,21 +157,21 @@ def _frames_that_count(state: RankState) -> tuple[Frame, ...]:
 def _until_own(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
     """Return the innermost frames, down to the first of ours that says what is being done."""
     for i, frame in enumerate(frames):
-        if _OWN.search(frame.file) and _short(frame.file) not in _PLUMBING:
+        if _OWN.match(frame.file) and _short(frame.file) not in _PLUMBING:
             return frames[:i]
     return frames
 
 
 def _place(frames: tuple[Frame, ...]) -> str:
     """Name the innermost line, and the line of ours that it was called from."""
-    own = next((frame for frame in frames if _OWN.search(frame.file)), frames[0])
+    own = next((frame for frame in frames if _OWN.match(frame.file)), frames[0])
     place = _site(frames[0])
     return place if own == frames[0] else f"{place}, called from {_site(own)}"
 
 
 def _room(frames: tuple[Frame, ...]) -> str:
     """Return the folder of the innermost frame of ours: data, checkpoint, ..."""
-    own = (match for frame in frames if (match := _OWN.search(frame.file)))
+    own = (match for frame in frames if (match := _OWN.match(frame.file)))
     return next((match[1].rpartition("/")[0] for match in own), "")
 
 
@@ -182,7 +181,7 @@ def _site(frame: Frame) -> str:
 
 def _short(file: str) -> str:
     """Return a path from its package on."""
-    match = _OWN.search(file) or _LIBRARY.search(file)
+    match = _OWN.match(file) or _LIBRARY.search(file)
     return match[1] if match else "/".join(file.split("/")[-2:])
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import selectors
-import time
 
 from mpt import errors
 from mpt.errors import UsageError
 from mpt.launch.coordinator import NODE_SILENT_S
 from mpt.launch.ending import End
+from mpt.launch.fault import Fault, lost_node
 from mpt.launch.lead import WATCH_S
 from mpt.launch.lease import Claim
 from mpt.launch.node import Node
@@ -19,8 +19,13 @@ from mpt.launch.wire import Closed, Wire, connect
 from mpt.log import say
 
 
-def follow(run: Run, node: Node, claim: Claim, address: str) -> End | None:
-    """Do what the node that leads says; return None once it is lost, with no worker left."""
+def follow(run: Run, node: Node, claim: Claim, address: str) -> End | Fault | None:
+    """Do what the node that leads says.
+
+    Returns:
+        The end of the run; or what became of the one that led, with no worker left here; or None
+        if it could not be reached in the first place.
+    """
     try:
         wire = connect(address)
     except Closed:
@@ -35,27 +40,25 @@ def follow(run: Run, node: Node, claim: Claim, address: str) -> End | None:
             node.join()
             return _obey(wire, node, signals)
         except Closed as closed:
-            say(f"mpt: node {claim.node}, which led, is lost: {closed}.\n")
+            fault = None
+            if wire.was_heard:
+                fault = lost_node(claim.node, str(closed), node.step, wire.silent_s)
+                say(f"mpt: {fault.why}; it led.\n")
         finally:
             wire.close()
-            node.kill()
-            while node.is_running:
-                time.sleep(WATCH_S)
-            node.turn()  # takes in that they have ended
+            node.clear()
         if signals.pending:  # nobody to save with: what is committed stands
             interrupted = signals.interrupts > 0
             return End(errors.EXIT_INTERRUPTED if interrupted else errors.EXIT_TERMINATED)
-    return None
+    return fault
 
 
 def _obey(wire: Wire, node: Node, signals: Signals) -> End:
-    heard = time.monotonic()
     with selectors.DefaultSelector() as selector:
         selector.register(wire, selectors.EVENT_READ)
         while True:
             selector.select(WATCH_S)
             for order in wire.receive():
-                heard = time.monotonic()
                 if order["kind"] == "end":
                     return End(int(order["exit_code"]), str(order["why"]))
                 if order["kind"] == "refused":
@@ -67,6 +70,6 @@ def _obey(wire: Wire, node: Node, signals: Signals) -> End:
                 wire.send({"kind": "stop", "number": number})
             if signals.now:
                 return End(errors.EXIT_INTERRUPTED)
-            if time.monotonic() - heard > NODE_SILENT_S:
-                raise Closed(f"silent for {NODE_SILENT_S:g} s")
+            if wire.silent_s > NODE_SILENT_S:
+                raise Closed(f"silent for {wire.silent_s:.1f} s")
             wire.flush()

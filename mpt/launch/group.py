@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mpt.launch.fault import Fault
 from mpt.launch.hang import RankState
@@ -44,6 +45,12 @@ class Attempt:
     """When its ranks were asked where they are."""
     step: int = 0
     """The most steps that a rank has finished."""
+
+    def event(self) -> dict[str, Any]:
+        """Return what the record of events says of its start."""
+        pids = [pid for member in self.members for pid in member.pids or []]
+        nodes = [member.name for member in self.members]
+        return {"attempt": self.number, "world_size": len(pids), "nodes": nodes, "pids": pids}
 
     def add(self, faults: list[Fault], now: float) -> None:
         """Take in faults; the first of them is when the attempt failed."""

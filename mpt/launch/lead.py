@@ -11,6 +11,7 @@ from contextlib import suppress
 from mpt import errors
 from mpt.launch.coordinator import NODE_SILENT_S, Coordinator
 from mpt.launch.ending import End
+from mpt.launch.fault import Fault
 from mpt.launch.lease import Lease, Rival, taken
 from mpt.launch.node import Node
 from mpt.launch.place import interface_of
@@ -49,8 +50,11 @@ class Leader:
         self._strangers: dict[Wire, float] = {}
         self._said_alive = 0.0
 
-    def lead(self) -> End:
-        """Lead until the run is over.
+    def lead(self, lost: Fault | None) -> End | None:
+        """Lead until the run is over, or until another node should; that is None.
+
+        Args:
+            lost: that of the node which led before, to be accounted for.
 
         Raises:
             UsageError: if another node has taken over, because this one was asleep.
@@ -68,9 +72,14 @@ class Leader:
         self._node.reachable_at(host, interface_of(host))
         self._node.join()
         self._coordinator.joined(self._node.name, host, time.monotonic())
+        if lost is not None:
+            self._coordinator.inherit(lost)
         try:
             while self._coordinator.end is None:
                 self._turn(server)
+                if self._coordinator.is_forsaken(time.monotonic()):
+                    say(f"mpt: node {self._node.name} reaches no other: it leads no more.\n")
+                    return None
             return self._say_end(self._coordinator.end)
         finally:
             if server is not None:

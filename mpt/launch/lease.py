@@ -29,6 +29,9 @@ RENEW_S = 1.0
 LEASE_S = 5.0
 """A claim that another node has not seen renewed for this long is stale."""
 
+NOBODY = 0
+"""Process of a claim that was let go of."""
+
 _LOOK_S = 0.1
 
 
@@ -81,12 +84,12 @@ class Lease:
             _write(file, self.claim)
 
     def release(self) -> None:
-        """Let go, so that the next launch need not wait."""
+        """Let go, so that the next to lead need not wait; what is prepared stays so."""
         self._done.set()
         self._renewer.join()
         with suppress(OSError), _locked(self._path) as file:
             if self._is_mine(_read(file)):
-                file.truncate(0)
+                _write(file, replace(self.claim, pid=NOBODY, address=None))
 
     def _is_mine(self, claim: Claim | None) -> bool:
         return claim is not None and claim.nonce == self.claim.nonce
@@ -122,7 +125,7 @@ class Rival:
         with _locked(path) as file:
             self.claim = _read(file)
             seen = None if self.claim is None else (self.claim.nonce, os.stat(path).st_mtime_ns)
-        if self.claim is None:
+        if self.claim is None or self.claim.pid == NOBODY:
             return True
         if self.claim.node == self.node and self.claim.host == socket.gethostname():
             self.renewed = _started(self.claim.pid) == self.claim.started

@@ -51,6 +51,7 @@ class Node:
         self._memory = [anonymous_file(f"mpt-memory-{i}") for i in range(nproc)]
         self._store: socket.socket | None = None
         self._workers: Workers | None = None
+        self._step = 0
         self._announced = False
         self._running_said = False
         self._hung_said = -HUNG_AGAIN_S
@@ -92,8 +93,7 @@ class Node:
         now = time.monotonic()
         if now - self._last_beat >= BEAT_S:
             self._last_beat = now
-            step = 0 if self._workers is None else self._workers.step
-            self._reports.append({"kind": "beat", "step": step})
+            self._reports.append({"kind": "beat", "step": self.step})
         reports, self._reports = self._reports, []
         return reports
 
@@ -107,13 +107,26 @@ class Node:
         """Whether any worker is alive."""
         return self._workers is not None and bool(self._workers.alive)
 
-    def close(self) -> None:
-        """Kill the workers, wait for their end, and give the memory back."""
+    @property
+    def step(self) -> int:
+        """The most steps that a rank of the latest attempt has finished."""
+        if self._workers is not None:
+            self._step = self._workers.step
+        return self._step
+
+    def clear(self) -> None:
+        """Kill the workers and wait for their end."""
+        self._step = self.step
         self.kill()
         while self.is_running:
             time.sleep(0.01)
         if self._workers is not None:
             self._workers.close()
+            self._workers = None
+
+    def close(self) -> None:
+        """Kill the workers, and give the memory back."""
+        self.clear()
         if self._store is not None:
             self._store.close()
         for descriptor in self._memory:

@@ -7,11 +7,15 @@ import fcntl
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mpt.errors import UsageError
 
 _SIOCGIFADDR = 0x8915
+
+_NOBODY = "192.0.2.1"
+"""TEST-NET-1: an address that nobody has, beyond the default route."""
 
 
 @dataclass
@@ -41,7 +45,7 @@ def find_place(node: str | None, rendezvous: str | None, *, several: bool) -> Pl
     """
     name = node or socket.gethostname()
     if rendezvous is None:
-        return Place(name, _outward_address() if several else "127.0.0.1")
+        return Place(name, _address_towards(_NOBODY) if several else "127.0.0.1")
     host, _, port = rendezvous.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"--rdzv {rendezvous}: is not HOST:PORT, such as node-1:29400.")
@@ -50,13 +54,18 @@ def find_place(node: str | None, rendezvous: str | None, *, several: bool) -> Pl
     except OSError as error:
         raise UsageError(f"--rdzv {rendezvous}: {host} is not known here: {error}") from error
     mine = _is_own(address)
-    return Place(name, address if mine else _outward_address(), int(port), mine)
+    return Place(name, address if mine else _address_towards(address, _NOBODY), int(port), mine)
 
 
 def interface_of(address: str) -> str | None:
     """Return the network interface that has an address; None for the loopback, or if unknown."""
-    if address.startswith("127.") or sys.platform != "linux":
-        return None
+    return next((name for name, has in _interfaces() if has == address), None)
+
+
+def _interfaces() -> Iterator[tuple[str, str]]:
+    """Yield name and address of each network interface but the loopback."""
+    if sys.platform != "linux":
+        return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = array.array("B", struct.pack("256s", name.encode()[:15]))
@@ -64,19 +73,21 @@ def interface_of(address: str) -> str | None:
                 fcntl.ioctl(probe, _SIOCGIFADDR, request, True)
             except OSError:  # it has no address of this kind
                 continue
-            if socket.inet_ntoa(request[20:24].tobytes()) == address:
-                return name
-    return None
+            address = socket.inet_ntoa(request[20:24].tobytes())
+            if not address.startswith("127."):
+                yield name, address
 
 
-def _outward_address() -> str:
-    """Return the address that this machine sends from; nothing is sent to find out."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # TEST-NET-1: an address that nobody has
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
+def _address_towards(*others: str) -> str:
+    """Return the address that this machine would send from; nothing is sent to find out."""
+    for other in others:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((other, 9))
+                return str(probe.getsockname()[0])
+            except OSError:  # no way leads there
+                continue
+    return next((address for _, address in _interfaces()), "127.0.0.1")
 
 
 def _is_own(address: str) -> bool:

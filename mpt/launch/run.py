@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from mpt.launch.place import Place
 from mpt.recipe.launch import Launch
@@ -23,3 +24,9 @@ class Run:
     """Makes run directory and data ready; called by the one that leads, before it does."""
     committed: Callable[[], int]
     """Step of the newest checkpoint, -1 if there is none."""
+
+
+class Record(Protocol):
+    """Where events are written: `mpt.log.Journal`."""
+
+    def event(self, kind: str, /, **fields: Any) -> None: ...

@@ -10,11 +10,13 @@ import faulthandler
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 STACK_SIGNAL = signal.SIGUSR2
 """Asks a rank for its stacks."""
@@ -25,7 +27,7 @@ STOPPED, TRACED, UNINTERRUPTIBLE, ZOMBIE, GONE = "T", "t", "D", "Z", ""
 SETTLED_S = 0.15
 """A file that has not grown for this long is complete."""
 
-LIMIT_BYTES = 1 << 15
+LIMIT_BYTES = 1 << 14
 """The most that is read of one rank's stacks: what says something is a few thousand bytes."""
 
 _THREAD = re.compile(
@@ -61,14 +63,14 @@ def stack_file(directory: Path, rank: int) -> Path:
 def answer_stack_signal(path: Path) -> None:
     """Have this process append its stacks to a file when it is asked, and to stderr at a crash.
 
-    A file that cannot be opened costs the diagnosis of a hang, not the run.
+    If the file cannot be opened it is stderr for both: a signal without a handler would kill.
     """
-    with suppress(OSError, RuntimeError, ValueError):
-        faulthandler.enable()
-    with suppress(OSError, RuntimeError, ValueError):
-        # Left open: faulthandler keeps the reference, and writes at any time.
-        file = path.open("ab", buffering=0)
-        faulthandler.register(STACK_SIGNAL, file=file, all_threads=True, chain=False)
+    faulthandler.enable()
+    try:
+        file: IO[Any] = path.open("ab", buffering=0)  # left open: it is written at any time
+    except OSError:
+        file = sys.stderr
+    faulthandler.register(STACK_SIGNAL, file=file, all_threads=True, chain=False)
 
 
 def dump_stacks(
@@ -76,17 +78,16 @@ def dump_stacks(
 ) -> dict[int, Dump]:
     """Ask processes for their stacks, and return what each one wrote.
 
-    They are as good as dead: one that was stopped is woken for it, one that does not know the
-    signal ends.
+    It does them no harm, except that one that was stopped is woken for it.
 
     Args:
         pids: process by rank.
         files: the same ranks' `stack_file`.
-        patience_s: after this, those that have not answered do not count as able to.
+        patience_s: those that have not answered by then are not able to.
     """
     sizes = {rank: _size(files[rank]) for rank in pids}
     states = {rank: process_state(pid) for rank, pid in pids.items()}
-    asked = [rank for rank, state in states.items() if state not in (GONE, ZOMBIE)]
+    asked = [rank for rank, pid in pids.items() if _listens(pid)]
     for rank in asked:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pids[rank], STACK_SIGNAL)
@@ -108,6 +109,16 @@ def process_state(pid: int) -> str:
     except OSError:
         return GONE
     return stat.rpartition(")")[2].split()[0]  # the name before it may hold anything
+
+
+def _listens(pid: int) -> bool:
+    """Return whether a process has a handler for the signal, which else would end it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (STACK_SIGNAL - 1) & 1)
 
 
 def parse_stacks(text: str) -> dict[int, tuple[Frame, ...]]:

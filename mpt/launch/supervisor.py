@@ -8,6 +8,7 @@ import time
 from mpt import errors
 from mpt.errors import MptError, RestartBudgetError
 from mpt.launch.ending import End
+from mpt.launch.fault import Fault
 from mpt.launch.follow import follow
 from mpt.launch.lead import WATCH_S, Leader
 from mpt.launch.lease import Claim, Lease, Rival, taken
@@ -50,20 +51,26 @@ def supervise(run: Run, node: Node) -> int:
 def _take_part(run: Run, node: Node) -> End:
     alone = run.cfg.max_nodes == 1
     rival = Rival(run.run_dir, node.name)
-    began = time.monotonic()
+    hold_back_until = time.monotonic() + (0.0 if run.place.leads_first else HOLD_BACK_S)
+    lost: Fault | None = None
+    prepared = False
     while True:
-        free = rival.look()
-        hold_back = rival.claim is None and not run.place.leads_first
-        if free and not (hold_back and time.monotonic() - began < HOLD_BACK_S):
+        if rival.look() and time.monotonic() >= hold_back_until:
             if (lease := rival.take()) is not None:
-                return _lead(run, node, lease)
+                ended = _lead(run, node, lease, lost, prepared=prepared and lease.claim.ready)
+                if ended is not None:
+                    return ended
+                hold_back_until = time.monotonic() + HOLD_BACK_S
+                prepared, lost = True, None
         elif rival.claim is not None and (alone or _is_alone(rival.claim)):
             if rival.renewed:
                 raise taken(run.run_dir, rival.claim)
         elif rival.claim is not None and rival.claim.address is not None:
-            end = follow(run, node, rival.claim, rival.claim.address)
-            if end is not None:
-                return end
+            followed = follow(run, node, rival.claim, rival.claim.address)
+            if isinstance(followed, End):
+                return followed
+            if followed is not None:
+                prepared, lost = True, followed
         time.sleep(WATCH_S)
 
 
@@ -72,12 +79,18 @@ def _is_alone(claim: Claim) -> bool:
     return claim.ready and claim.address is None
 
 
-def _lead(run: Run, node: Node, lease: Lease) -> End:
+def _lead(run: Run, node: Node, lease: Lease, lost: Fault | None, *, prepared: bool) -> End | None:
+    """Lead from here on, until the end or until another node should.
+
+    Args:
+        lost: that of the node which led before, if this one followed it.
+        prepared: this launch has made run directory and data ready already.
+    """
     try:
-        if not lease.claim.ready:
+        if not prepared:
             run.prepare()
         with stop_signals() as signals:
-            return Leader(run, node, lease, signals).lead()
+            return Leader(run, node, lease, signals).lead(lost)
     finally:
         node.kill()
         lease.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from typing import Any
 
 Message = dict[str, Any]
@@ -27,6 +28,14 @@ class Wire:
         self._socket = connection
         self._unread = b""
         self._unsent = b""
+        self._heard = time.monotonic()
+        self.was_heard = False
+        """The other side has said something."""
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the other side said something."""
+        return time.monotonic() - self._heard
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -75,6 +84,7 @@ class Wire:
         try:
             while data := self._socket.recv(1 << 16):
                 self._unread += data
+                self._heard, self.was_heard = time.monotonic(), True
                 if len(self._unread) > LIMIT_BYTES:
                     raise Closed("its message is too long")
             ended = "it closed the connection"

@@ -10,7 +10,7 @@ import typer
 from mpt import __version__
 from mpt.errors import EXIT_INTERRUPTED, EXIT_USAGE, MptError, RecipeError
 
-from . import data, model, run
+from . import chaos, data, model, run, submit
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 for command in (run.train, run.resume, run.status, run.verify, run.init):
     app.command()(command)
+app.command()(submit.submit)
+app.command()(chaos.chaos)
 app.command()(model.export)
 app.command()(model.generate)
 app.add_typer(data.app, name="data")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mpt.log import say
 if TYPE_CHECKING:
     from mpt.hf.export import Exported
     from mpt.hf.prove import Proof
+    from mpt.lineage import Account
     from mpt.recipe import Recipe
     from mpt.recipe.budget import Plan
     from mpt.status import Status
@@ -73,12 +75,42 @@ def status(found: Status) -> None:
         "speed": _number(found.tokens_per_second, "{:,.0f} tokens/s")
         + _number(found.mfu, ", MFU {:.1%}", missing=""),
         "checkpoints": ", ".join(f"{step:,}" for step in found.checkpoints) or "none yet",
-        "faults": f"{found.faults:,}",
+        "faults": _faults(found.account),
+        "goodput": _goodput(found.account),
     }
+    if found.nodes:
+        rows["nodes"] = ", ".join(found.nodes)
+    if found.breaches:
+        rows["samples"] = "not one pass over the data: " + "; ".join(found.breaches)
     _rows(rows)
     for event in found.last_events:
         about = {k: v for k, v in event.items() if k not in ("event", "time")}
         typer.echo(f"  {event.get('time', '')}  {event.get('event', '')}  {_inline(about)}")
+
+
+def _faults(costs: Account) -> str:
+    if not costs.faults:
+        return "none"
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in costs.faults.items())
+    return (
+        kinds
+        + _number(costs.detected_s_max, "; found within {:.1f} s", missing="")
+        + _number(costs.restart_s_max, "; training again within {:.1f} s", missing="")
+        + f"; {_counted(costs.lost_steps, 'step')} taken again"
+    )
+
+
+def _goodput(costs: Account) -> str:
+    if costs.goodput is None:
+        return "-"
+    return (
+        f"{costs.goodput:.1%} of {timedelta(seconds=round(costs.wall_s))}, "
+        f"{_counted(costs.n_attempts, 'attempt')} in {_counted(costs.n_launches, 'start')}"
+    )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" + "s" * (count != 1)
 
 
 def verified(found: dict[Path, list[str]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -137,8 +138,15 @@ def _start(
     cfg: Recipe, run_dir: Path, source: Path | None, rdzv: str | None, node: str | None
 ) -> int:
     from mpt.launch.place import find_place
+    from mpt.launch.slurm import cluster_from_slurm
     from mpt.train.start import start
 
+    if (cluster := cluster_from_slurm(os.environ)) is not None:  # what nobody has said, it says
+        rdzv = rdzv or f"{cluster.first_host}:{cluster.port}"
+        node = node or cluster.node
+        if cfg.launch.nnodes == 1:
+            launch = dataclasses.replace(cfg.launch, nnodes=cluster.nnodes)
+            cfg = dataclasses.replace(cfg, launch=launch)
     place = find_place(node, rdzv, several=cfg.launch.max_nodes > 1)
     return start(
         cfg, run_dir, source=source, place=place, tell=render.tell, progress=watch_progress

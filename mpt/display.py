@@ -46,6 +46,9 @@ class Display:
                 TextColumn("{task.fields[reading]}"),
                 console=self._console,
                 expand=True,
+                # What is printed elsewhere belongs in a log, and not on this terminal.
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
             self._task = self._progress.add_task("train", total=self._steps, reading="starting")
             self._draw(self._progress.start)

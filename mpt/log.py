@@ -6,15 +6,16 @@ that could go on.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mpt.rundir import EVENTS, METRICS
 
@@ -24,6 +25,8 @@ class Journal:
     """Appends to a run directory's two logs. Several processes may append at a time."""
 
     run_dir: Path
+    complain: Callable[[str], None] = lambda why: say(f"mpt: {why}\n")
+    """Told once, when something could not be written."""
     _complained: bool = field(default=False, repr=False)
 
     def metrics(self, **record: Any) -> None:
@@ -37,29 +40,71 @@ class Journal:
     def _append(self, name: str, record: dict[str, Any]) -> None:
         line = json.dumps({**record, "time": utc_now()}, default=str) + "\n"
         try:
-            # One write to a file opened for appending: lines of several processes never mix.
             descriptor = os.open(
-                self.run_dir / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode=0o644
+                self.run_dir / name, os.O_RDWR | os.O_APPEND | os.O_CREAT, mode=0o644
             )
             try:
-                os.write(descriptor, line.encode())
+                _append_line(descriptor, line.encode())
             finally:
                 os.close(descriptor)
         except OSError as error:
             if not self._complained:
-                say(f"mpt: {self.run_dir / name}: cannot be written: {error}\n")
+                self.complain(f"{self.run_dir / name}: cannot be written: {error.strerror}.")
             self._complained = True
+
+
+@dataclass(frozen=True)
+class Unfailing:
+    """A text stream that is written to as far as it goes: a full disk or a closed terminal must
+    not end a library that prints, and the run with it."""
+
+    stream: TextIO
+
+    def write(self, text: str) -> int:
+        """Write, or lose what cannot be written."""
+        with suppress(OSError, ValueError):  # the latter: it was closed
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or lose it."""
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def say(text: str, end: str = "") -> None:
     """Write to the terminal, if there still is one: a closed one must not end a run."""
-    with suppress(OSError):
-        print(text, end=end, file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # as after `2>&-`; print would take stdout instead
+        print(text, end=end, file=Unfailing(sys.stderr), flush=True)
 
 
 def utc_now() -> str:
     """Return the time in ISO 8601, UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _append_line(descriptor: int, line: bytes) -> None:
+    """Append in one write, so that lines of several processes never mix.
+
+    A line that was cut off, as by a full disk or a kill, is ended first: it is lost, and must not
+    take this one with it.
+
+    Raises:
+        OSError: it could not be written, or not all of it.
+    """
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        line = b"\n" + line
+    if (written := os.write(descriptor, line)) < len(line):
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, after {written} bytes")
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,15 @@ from typing import Any
 from mpt.checkpoint.layout import committed, step_of
 from mpt.errors import UsageError
 from mpt.launch.lease import holder
+from mpt.ledger import Ledger, read_ledger
+from mpt.lineage import Account, Record, account, breaches, lineage, positions
 from mpt.log import read_lines
 from mpt.recipe import load
-from mpt.rundir import CHECKPOINTS, EVENTS, METRICS, RECIPE
+from mpt.rundir import CHECKPOINTS, EVENTS, LEDGER, METRICS, RECIPE
 
 LAST_EVENTS = 5
+MOST_BREACHES = 10
+MILESTONES = {"attempt_started", "fault", "stopped", "finished", "gave_up"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,8 @@ class Status:
     """running, finished, or stopped."""
     held_by: str | None
     """pid@host of the launch that trains it now."""
+    nodes: tuple[str, ...]
+    """Names of those of the latest attempt."""
     step: int
     steps: int
     tokens: int
@@ -39,6 +44,10 @@ class Status:
     """Steps of the committed ones, newest first."""
     faults: int
     """Over all attempts."""
+    account: Account
+    """What they cost."""
+    breaches: tuple[str, ...]
+    """The first places where the samples of the run are not one pass over the data."""
     last_events: tuple[dict[str, Any], ...]
 
 
@@ -51,25 +60,22 @@ def read_status(run_dir: Path) -> Status:
     if not (run_dir / RECIPE).is_file():
         raise UsageError(f"{run_dir}: is not a run directory: it has no {RECIPE}.")
     cfg = load(run_dir / RECIPE)
-    last_step: dict[str, Any] = {}
-    last_eval: dict[str, Any] = {}
-    for record in read_lines(run_dir / METRICS):
-        if "loss" in record:
-            last_step = record
-        elif "eval_loss" in record:
-            last_eval = record
-    n_faults, finished, events = 0, False, deque[dict[str, Any]](maxlen=LAST_EVENTS)
-    for event in read_lines(run_dir / EVENTS):
-        n_faults += event.get("event") == "fault"
-        finished = event.get("event") == "finished"
-        events.append(event)
+    metrics = list(read_lines(run_dir / METRICS))
+    events = list(read_lines(run_dir / EVENTS))
+    steps = lineage(metrics, events)
+    last_step = steps[-1] if steps else {}
+    last_eval: Record = next((line for line in reversed(metrics) if "eval_loss" in line), {})
+    ledger = Ledger.read(read_ledger(run_dir), run_dir / LEDGER, cfg.train.global_batch_size)
     held_by = holder(run_dir)
-    step = int(last_step.get("step", 0))
+    milestones = (e.get("event") for e in reversed(events) if e.get("event") in MILESTONES)
+    finished = next(milestones, None) == "finished"
+    costs = account(metrics, events)
     return Status(
         run=cfg.run,
         state="running" if held_by else "finished" if finished else "stopped",
         held_by=held_by,
-        step=step,
+        nodes=_nodes(events),
+        step=int(last_step.get("step", 0)),
         steps=cfg.train.steps,
         tokens=int(last_step.get("tokens", 0)),
         loss=last_step.get("loss"),
@@ -78,6 +84,18 @@ def read_status(run_dir: Path) -> Status:
         eval_loss=last_eval.get("eval_loss"),
         eval_bits_per_byte=last_eval.get("eval_bits_per_byte"),
         checkpoints=tuple(step_of(path) for path in committed(run_dir / CHECKPOINTS)),
-        faults=n_faults,
-        last_events=tuple(events),
+        faults=sum(costs.faults.values()),
+        account=costs,
+        breaches=_breaches(steps, ledger, cfg.train.global_batch_size),
+        last_events=tuple(events[-LAST_EVENTS:]),
     )
+
+
+def _nodes(events: list[dict[str, Any]]) -> tuple[str, ...]:
+    starts = (event for event in reversed(events) if event.get("event") == "attempt_started")
+    nodes = next((event.get("nodes") for event in starts), None)
+    return tuple(map(str, nodes)) if isinstance(nodes, list) else ()
+
+
+def _breaches(steps: list[Record], ledger: Ledger, global_batch_size: int) -> tuple[str, ...]:
+    return tuple(breaches(positions(steps, global_batch_size), ledger)[:MOST_BREACHES])

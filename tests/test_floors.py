@@ -15,10 +15,21 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors", "storage", "recipe", "rundir"},
-    {"state", "dist", "tokenizer", "sentencepiece_file", "log", "display", "peak", "launch"},
+    {
+        "state",
+        "dist",
+        "tokenizer",
+        "sentencepiece_file",
+        "log",
+        "display",
+        "peak",
+        "launch",
+        "ledger",
+        "lineage",
+    },
     {"model", "data", "optim", "schedule", "checkpoint", "health"},
     {"objective", "generate", "evaluate", "hf"},
-    {"train", "status"},
+    {"train", "status", "chaos"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -6,7 +6,8 @@
         tokenizer.model                         so that the directory can be used on its own
         manifest.json                           written last; names every other file and its hash
 
-A checkpoint is committed once its directory has lost the suffix `.partial`. It may be resumed
+While it is written the directory is called step-00001000.attempt-3.partial: two groups of workers
+never write the same files. It is committed once it is renamed to what is above. It may be resumed
 from if, besides, every file is as the manifest says (`damage`).
 """
 
@@ -23,17 +24,18 @@ from typing import Any, Literal
 from mpt.errors import CheckpointError
 from mpt.recipe.model import Model
 from mpt.rundir import CHECKPOINTS
+from mpt.state import RunState
 from mpt.storage import hash_file, read_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-PARTIAL = ".partial"
 CORRUPT = ".corrupt"
 
 Kind = Literal["weights", "optimizer", "tokenizer"]
 KINDS: tuple[Kind, ...] = ("weights", "optimizer", "tokenizer")
 
 _STEP_NAME = re.compile(r"step-(\d{8,})")
+_PARTIAL_NAME = re.compile(r"step-\d{8,}\.attempt-(\d+)\.partial")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MANIFEST_LIMIT_BYTES = 1 << 28
 
@@ -52,9 +54,7 @@ class File:
 class Manifest:
     """Everything about a checkpoint except its tensors."""
 
-    step: int
-    samples: int
-    tokens: int
+    state: RunState
     world_size: int
     model: dict[str, Any]
     """The `model:` section of the recipe: enough to build the network again."""
@@ -62,6 +62,11 @@ class Manifest:
     versions: dict[str, str]
     files: tuple[File, ...]
     format: int = FORMAT
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken when it was saved."""
+        return self.state.step
 
     def to_json(self) -> str:
         """Return the text of manifest.json, with a hash over the rest of it."""
@@ -77,6 +82,19 @@ class Manifest:
 def step_directory(checkpoints: Path, step: int) -> Path:
     """Return where the checkpoint of `step` lies once committed."""
     return checkpoints / f"step-{step:08d}"
+
+
+def partial_directory(checkpoints: Path, step: int, attempt: int) -> Path:
+    """Return where the checkpoint of `step` is put together by the workers of one attempt."""
+    return checkpoints / f"step-{step:08d}.attempt-{attempt}.partial"
+
+
+def leftovers(checkpoints: Path, attempt: int) -> list[Path]:
+    """Return what saves of this attempt and earlier ones have left half-written."""
+    if not checkpoints.is_dir():
+        return []
+    found = ((path, _PARTIAL_NAME.fullmatch(path.name)) for path in checkpoints.iterdir())
+    return sorted(path for path, match in found if match and int(match[1]) <= attempt)
 
 
 def shard_name(kind: Kind, rank: int, world_size: int) -> str:
@@ -125,10 +143,9 @@ def read_manifest(directory: Path) -> Manifest:
         if raw.pop("sha256", None) != _seal(raw):
             raise ValueError("its bytes have changed since it was written")
         files = tuple(_read_file(entry) for entry in raw.pop("files"))
-        manifest = Manifest(**raw, files=files)
-        counts = (manifest.step, manifest.samples, manifest.tokens, manifest.world_size)
-        if not all(isinstance(count, int) and count >= 0 for count in counts):
-            raise ValueError("step, samples, tokens or world_size is not a count")
+        manifest = Manifest(**raw | {"state": RunState.from_json(raw.get("state"))}, files=files)
+        if not isinstance(manifest.world_size, int) or manifest.world_size < 1:
+            raise ValueError("world_size is not a count")
         if not isinstance(manifest.model, dict):
             raise ValueError("model is not a mapping")
         if _STEP_NAME.fullmatch(directory.name) and manifest.step != step_of(directory):

@@ -35,38 +35,48 @@ def restore(
     ranks: Ranks,
     *,
     reject: Reject,
+    after: int = -1,
 ) -> RunState | None:
     """Fill `tensors` from the newest checkpoint that verifies, at any world size.
 
+    Args:
+        after: only from one of a later step: there is another way to go on from this one.
+
     Returns:
-        The state to go on from, or None if nothing was ever committed.
+        The state to go on from, or None if there is none, and `tensors` are as they were.
 
     Raises:
         CheckpointError: if there are checkpoints but not one of them is whole, or if the
             newest one is of another model.
     """
-    newest = newest_verified(checkpoints, ranks, reject=reject)
+    newest = newest_verified(checkpoints, ranks, reject=reject, after=after)
     if newest is None:
         return None
     manifest = read_manifest(newest)
     check_same_model(newest, manifest, model)
     read_tensors(tensors, newest)
-    return RunState(manifest.step, manifest.samples, manifest.tokens)
+    return manifest.state
 
 
-def newest_verified(checkpoints: Path, ranks: Ranks, *, reject: Reject) -> Path | None:
+def newest_verified(
+    checkpoints: Path, ranks: Ranks, *, reject: Reject, after: int = -1
+) -> Path | None:
     """Return the newest committed checkpoint whose every file is as its manifest says.
 
     Rank 0 lists the directory and the others follow, so that all take the same one; the
     hashing is shared out. What fails is set aside under the suffix `.corrupt`, never deleted.
 
+    Args:
+        after: those of this step and earlier ones do not count, and are not hashed.
+
     Raises:
         CheckpointError: if there were checkpoints and all of them were damaged.
     """
+    immovable: set[int] = set()
     while True:
-        found = committed(checkpoints) if ranks.is_first else []
-        step = from_first(step_of(found[0]) if found else -1)
-        if step < 0:
+        found = [step_of(path) for path in committed(checkpoints)] if ranks.is_first else []
+        step = from_first(next((step for step in found if step not in immovable), -1))
+        if step <= after:
             break
         directory = step_directory(checkpoints, step)
         problems = _problems(directory, ranks)
@@ -74,9 +84,15 @@ def newest_verified(checkpoints: Path, ranks: Ranks, *, reject: Reject) -> Path 
             return directory
         reject(directory, problems)
         if ranks.is_first:
-            _set_aside(directory)
+            try:
+                _set_aside(directory)
+            except OSError:  # a disk that cannot be written to can still be read from
+                immovable.add(step)
+    if after >= 0:
+        return None
     # Also when an earlier attempt set them aside: a run must not quietly begin from nothing.
-    if n_damaged := from_first(len(set_aside(checkpoints)) if ranks.is_first else 0):
+    aside = len(set_aside(checkpoints)) + len(immovable) if ranks.is_first else 0
+    if n_damaged := from_first(aside):
         raise CheckpointError(
             f"{checkpoints}: all {n_damaged} checkpoints are damaged and were set aside as "
             f"*{CORRUPT}. Restore one from a backup, or remove them to start over."

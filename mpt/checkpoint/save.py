@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from torch import Tensor
 from mpt.checkpoint.layout import (
     KINDS,
     MANIFEST,
-    PARTIAL,
     File,
     Kind,
     Manifest,
     committed,
+    leftovers,
+    partial_directory,
     shard_name,
     step_directory,
     step_of,
@@ -38,6 +40,10 @@ from mpt.storage import atomic_write, fsync_dir, hash_file
 
 Report = Callable[..., None]
 """Called as report("checkpoint", step=..., ...) with what became of a save."""
+
+
+class SupersededError(Exception):
+    """This group of workers was given up: a newer attempt has the run, and alone writes to it."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +71,24 @@ class Saver:
         *,
         keep: int,
         report: Report,
+        attempt: int,
+        newer: Callable[[], int | None],
     ) -> None:
+        """Take the memory that saves need.
+
+        Args:
+            keep: the newest checkpoints that retention leaves.
+            attempt: that these workers belong to.
+            newer: returns the number of a later attempt, once there is one.
+        """
         self._checkpoints = checkpoints
         self._tensors = tensors
         self._origin = origin
         self._ranks = ranks
         self._keep = keep
         self._report = report
+        self._attempt = attempt
+        self._newer = newer
         # Now, not at the first save: memory that is missing should be missed at once.
         self._snapshot = Snapshot(tensors, ranks.host_mesh)
         self._writing: threading.Thread | None = None
@@ -85,9 +102,17 @@ class Saver:
 
         A save that is still being written is waited for first. One that failed has been
         reported, and is not raised here: training goes on with the last good checkpoint.
+
+        Raises:
+            SupersededError: on every rank, if there is a newer attempt.
         """
         self.wait()
-        if step_directory(self._checkpoints, state.step).exists():
+        self._stand_down_if_superseded()
+        # What rank 0 sees counts: another machine may see it later.
+        there = self._ranks.is_first and os.path.exists(
+            step_directory(self._checkpoints, state.step)
+        )
+        if any_rank(there):
             return
         began = time.perf_counter()
         tensors = self._snapshot.take(self._tensors)
@@ -108,10 +133,20 @@ class Saver:
 
         Raises:
             CheckpointError: if that one failed, so that a run never ends with lost work quietly.
+            SupersededError: on every rank, if there is a newer attempt.
         """
         self.wait()
+        self._stand_down_if_superseded()
         if self._failure is not None:
             raise self._failure
+
+    def _stand_down_if_superseded(self) -> None:
+        newer: int | None = None
+        if self._ranks.is_first:
+            with suppress(OSError):  # not known is no reason to end; a commit asks again
+                newer = self._newer()
+        if any_rank(newer is not None):
+            raise SupersededError(f"attempt {self._attempt} was given up; a newer one has the run.")
 
     def _write_and_report(
         self, tensors: dict[str, Tensor], state: RunState, blocked: float
@@ -136,8 +171,8 @@ class Saver:
     def _write(self, tensors: dict[str, Tensor], state: RunState) -> Path:
         """Write, hash and commit. Every rank passes the same collectives, failed or not."""
         final = step_directory(self._checkpoints, state.step)
-        partial = final.with_name(final.name + PARTIAL)
-        self._together(lambda: self._if_first(_make_empty, partial))
+        partial = partial_directory(self._checkpoints, state.step, self._attempt)
+        self._together(lambda: self._if_first(self._make_place, partial))
         written = write_tensors(tensors, partial, self._group)
         entries = self._together(lambda: self._finish_files(written, partial))
         table = self._gather(entries)
@@ -145,6 +180,11 @@ class Saver:
         if self._ranks.is_first:
             self._retire()
         return final
+
+    def _make_place(self, partial: Path) -> None:
+        # What a save that failed for want of space has left would be in the way of this one.
+        self._sweep()
+        partial.mkdir(parents=True)
 
     def _finish_files(self, written: dict[Kind, Path], partial: Path) -> list[File]:
         """Give this rank's files their names, make them durable, and hash them."""
@@ -182,7 +222,7 @@ class Saver:
             File(tokenizer.name, "tokenizer", tokenizer.stat().st_size, hash_file(tokenizer))
         )
         manifest = Manifest(
-            **asdict(state),
+            state,
             world_size=self._ranks.world_size,
             model=asdict(self._origin.model),
             recipe_sha256=self._origin.recipe_sha256,
@@ -190,6 +230,8 @@ class Saver:
             files=tuple(table),
         )
         atomic_write(partial / MANIFEST, manifest.to_json())
+        if (newer := self._newer()) is not None:
+            raise SupersededError(f"attempt {newer} has the run, this one is {self._attempt}")
         partial.rename(final)
         fsync_dir(final.parent)
 
@@ -199,8 +241,15 @@ class Saver:
             have = {step_of(path): path for path in committed(self._checkpoints)}
             for step in to_delete(have, self._keep):
                 # Renamed first, so that one half deleted is never taken for a checkpoint.
-                have[step].rename(have[step].with_name(have[step].name + PARTIAL))
-            for leftover in self._checkpoints.glob(f"*{PARTIAL}"):
+                have[step].rename(partial_directory(self._checkpoints, step, self._attempt))
+        except OSError as error:
+            self._report("warning", why=f"{error.filename}: cannot be deleted: {error.strerror}")
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete what is half-written or retired. What a later attempt writes is left alone."""
+        try:
+            for leftover in leftovers(self._checkpoints, self._attempt):
                 shutil.rmtree(leftover)
         except OSError as error:
             self._report("warning", why=f"{error.filename}: cannot be deleted: {error.strerror}")
@@ -222,8 +271,3 @@ class Saver:
                 repr(failure) if failure else "another rank could not write its part"
             )
         return result
-
-
-def _make_empty(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)

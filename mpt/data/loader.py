@@ -1,8 +1,8 @@
-"""Microbatches for one rank: the samples of a step, read ahead on one thread."""
+"""Microbatches for one rank: the samples of a global batch, read ahead on one thread."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,14 +20,14 @@ from mpt.state import IGNORE, Microbatch
 
 Integers = NDArray[np.int64]
 
-STEPS_AHEAD = 2
+BATCHES_AHEAD = 2
 
 
 class Loader:
-    """This rank's microbatches of any step; a function of the step, so there is no state to save.
+    """This rank's microbatches of the global batch at any position: there is no state to save.
 
     Every rank gets the same number of microbatches of the same shape, whatever the world size:
-    what its share of the step does not fill has all targets ignored.
+    what its share of the batch does not fill has all targets ignored.
     """
 
     def __init__(
@@ -41,8 +41,13 @@ class Loader:
         rank: int,
         world_size: int,
         device: torch.device,
+        following: Callable[[int], int] | None = None,
     ) -> None:
         """Open the streams; no sample is read before the first `next`.
+
+        Args:
+            following: position of a global batch -> position of the one that will come after
+                it, where that is not the next in the order.
 
         Raises:
             DataError: a stream is missing, corrupt, or of another sample length.
@@ -62,25 +67,28 @@ class Loader:
         self._rank, self._world_size = rank, world_size
         self._microbatch_size = microbatch_size
         self._device = device
+        self._following = following or (lambda position: position + global_batch_size)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mpt-loader")
         self._ahead: dict[int, Future[list[Microbatch]]] = {}
 
-    def next(self, step: int) -> list[Microbatch]:
-        """Return the microbatches of `step`, and begin to read the steps after it.
+    def next(self, position: int) -> list[Microbatch]:
+        """Return the microbatches of the batch at `position`, and begin to read those after it.
 
-        Steps may come in any order; one after the other is what is read ahead.
+        Positions may come in any order; those that follow each other are read ahead.
 
         Raises:
             DataError: a sample that cannot be read, or a token id outside the vocabulary;
                 names stream, shard and row.
         """
-        wanted = range(step, step + 1 + STEPS_AHEAD)
-        for old in [number for number in self._ahead if number not in wanted]:
+        wanted = [position]
+        for _ in range(BATCHES_AHEAD):
+            wanted.append(self._following(wanted[-1]))
+        for old in [start for start in self._ahead if start not in wanted]:
             self._ahead.pop(old).cancel()
-        for number in wanted:
-            if number not in self._ahead:
-                self._ahead[number] = self._thread.submit(self._read, number)
-        return [_to(microbatch, self._device) for microbatch in self._ahead.pop(step).result()]
+        for start in wanted:
+            if start not in self._ahead:
+                self._ahead[start] = self._thread.submit(self._read, start)
+        return [_to(microbatch, self._device) for microbatch in self._ahead.pop(position).result()]
 
     def close(self) -> None:
         """End the thread; the loader is of no use afterwards."""
@@ -97,8 +105,8 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _read(self, step: int) -> list[Microbatch]:
-        positions = self._order.rank_positions(step, self._rank, self._world_size)
+    def _read(self, start: int) -> list[Microbatch]:
+        positions = self._order.rank_positions(start, self._rank, self._world_size)
         at = self._order.locate(positions)
         samples = np.empty((len(positions), self._model.max_seq_len), np.int64)
         for number, (name, dataset) in enumerate(zip(self._names, self._datasets, strict=True)):

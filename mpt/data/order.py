@@ -67,15 +67,14 @@ class Order:
         memo = lru_cache(maxsize=2 * len(self.weights))(self._order_shards)
         object.__setattr__(self, "_epoch", memo)
 
-    def step_positions(self, step: int) -> Integers:
-        """Return the positions of the global batch, int64 (global_batch_size,)."""
-        start = step * self.global_batch_size
+    def batch_positions(self, start: int) -> Integers:
+        """Return the positions of the global batch at `start`, int64 (global_batch_size,)."""
         return np.arange(start, start + self.global_batch_size, dtype=np.int64)
 
-    def rank_positions(self, step: int, rank: int, world_size: int) -> Integers:
-        """Return this rank's contiguous share of the step: sizes differ by one at most."""
+    def rank_positions(self, start: int, rank: int, world_size: int) -> Integers:
+        """Return this rank's contiguous share of the batch: sizes differ by one at most."""
         share = rank_slice(self.global_batch_size, rank, world_size)
-        return self.step_positions(step)[share]
+        return self.batch_positions(start)[share]
 
     def locate(self, positions: Integers) -> Located:
         """Return stream, shard and row of each position (n,), in the order given."""

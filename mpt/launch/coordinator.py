@@ -19,7 +19,7 @@ from mpt import errors
 from mpt.launch.attempt import claim_attempt, next_attempt
 from mpt.launch.decide import GiveUp, History, decide, unreliable_nodes
 from mpt.launch.ending import End, gave_up, message, unsaved
-from mpt.launch.fault import ENDS, Fault, cause, hang_fault, lost_node
+from mpt.launch.fault import Fault, cause, hang_fault, lost_node
 from mpt.launch.gather import Gathering, TooFewNodes
 from mpt.launch.group import Attempt, Member, assign, choose
 from mpt.launch.hang import RankState
@@ -105,7 +105,9 @@ class Coordinator:
         return alone and self._gathering.again and now - self._gathering.since > GIVE_WAY_S
 
     def inherit(self, fault: Fault) -> None:
-        """Take in what became of the node that led before, though nothing is left to decide."""
+        """Take in, once, what became of the node that led before; it needs no decision."""
+        if self._last_group or self._recovering:
+            return
         self._history, _ = decide(self._history, fault, committed=self._committed())
         self._record_fault(next_attempt(self._run_dir) - 1, fault)
         self._recovering = time.monotonic()
@@ -135,7 +137,7 @@ class Coordinator:
             case "hung" if attempt and attempt.asked_at is None and not attempt.faults:
                 attempt.asked_at = now
                 self._order_all(attempt, {"kind": "dump", "attempt": attempt.number})
-            case "stacks" if attempt:
+            case "stacks" if attempt and attempt.asked_at is not None:
                 member.stacks = [RankState(**state) for state in report["ranks"]]
             case "ended" if attempt:
                 member.ended = [int(code) for code in report["codes"]]
@@ -171,11 +173,12 @@ class Coordinator:
         elif attempt.asked_at is not None:
             self._explain_hang(attempt, now)
         elif all(member.ended is not None for member in attempt.members):
-            self._all_ended(attempt)
+            self._all_ended(attempt, now)
         elif now > self._stop_deadline:
             self.finish(unsaved(self._stopping))
         elif self._could_grow(attempt):
             self._regrouping = True
+            self._record.event("regrouping", attempt=attempt.number)
             self._say("another node has come: saving, to go on with it.")
             self._order_all(attempt, {"kind": "signal", "number": int(signal.SIGUSR1)})
 
@@ -198,6 +201,7 @@ class Coordinator:
         keep, self._drop_memory = not self._drop_memory, False
         self._attempt = Attempt(number, members, now)
         self._last_group = [member.name for member in members]
+        self._regrouping = False
         for member, assignment in zip(members, assign(number, members), strict=True):
             member.port = member.ended = member.pids = member.stacks = None
             order = {"kind": "start", "assignment": asdict(assignment), "keep_memory": keep}
@@ -211,19 +215,18 @@ class Coordinator:
     def _recovered(self, attempt: Attempt, now: float) -> None:
         if self._recovering is None:
             return
-        restart_s = round(now - self._recovering, 3)
+        took = round(now - self._recovering, 3)
         self._recovering = None
-        self._record.event(
-            "recovered", attempt=attempt.number, step=attempt.step, restart_s=restart_s
-        )
+        self._record.event("recovered", attempt=attempt.number, step=attempt.step, restart_s=took)
 
     def _could_grow(self, attempt: Attempt) -> bool:
         """Whether a node stands by while the attempt has fewer than it may have."""
         if self._stopping or self._regrouping or len(attempt.members) >= self._cfg.max_nodes:
             return False
         bad = unreliable_nodes(self._past, datetime.now(UTC))
-        spare = [m for m in self._members.values() if m.port is not None and m.name not in bad]
-        return bool(spare) and attempt.told and self._recovering is None and attempt.step > 0
+        others = [m for m in self._members.values() if m not in attempt.members]
+        spare = any(m.port is not None and m.name not in bad for m in others)
+        return spare and attempt.told and self._recovering is None and attempt.step > 0
 
     def _settle(self, attempt: Attempt, now: float) -> None:
         """Decide on a fault: at once if it stands for itself, else when its cause is known."""
@@ -272,19 +275,16 @@ class Coordinator:
         self._record.event("fault", **event)
         self._past.append({"event": "fault", "time": utc_now(), **event})
 
-    def _all_ended(self, attempt: Attempt) -> None:
+    def _all_ended(self, attempt: Attempt, now: float) -> None:
         """Every worker has ended by itself: done, stopped, or asking to start again."""
         codes = {code for member in attempt.members for code in member.ended or []}
         self._attempt = None
-        self._gathering = Gathering(self._cfg, time.monotonic(), again=not self._regrouping)
-        if errors.EXIT_ROLL_BACK in codes:
-            self._drop_memory = True
-        elif codes == {errors.EXIT_DONE}:
-            self.finish(End(errors.EXIT_DONE))
-        elif errors.EXIT_PREEMPTED in codes and self._regrouping:
-            self._regrouping = False
-        else:
-            self.finish(End(max(codes & ENDS - {errors.EXIT_ROLL_BACK})))
+        self._gathering = Gathering(self._cfg, now, again=not self._regrouping)
+        self._drop_memory = errors.EXIT_ROLL_BACK in codes
+        if self._drop_memory and self._stopping:
+            self.stop(self._stopping, now)
+        elif not self._drop_memory and not (self._regrouping and errors.EXIT_PREEMPTED in codes):
+            self.finish(End(max(codes)))
 
     def _give_up(self, code: int, why: str) -> None:
         self._record.event("gave_up", why=why)

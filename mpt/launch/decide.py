@@ -8,6 +8,7 @@ those that name a mistake of the user, and those that came twice in a row at the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -91,8 +92,9 @@ def unreliable_nodes(events: Iterable[Mapping[str, Any]], now: datetime) -> set[
     for event in events:
         if event.get("event") != "fault" or not event.get("attributable"):
             continue
-        if now - datetime.fromisoformat(str(event["time"])) <= NODE_MEMORY:
-            counts[str(event["node"])] = counts.get(str(event["node"]), 0) + 1
+        with suppress(KeyError, ValueError, TypeError):  # not one that we wrote
+            if now - datetime.fromisoformat(event["time"]) <= NODE_MEMORY:
+                counts[event["node"]] = counts.get(event["node"], 0) + 1
     return {node for node, count in counts.items() if count >= NODE_FAILURES}
 
 

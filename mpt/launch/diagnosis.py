@@ -87,6 +87,11 @@ def diagnose(states: Collection[RankState], cfg: Hang) -> str:
     return "; ".join(parts)
 
 
+def stuck_ranks(states: Iterable[RankState]) -> list[int]:
+    """Return the ranks that wait for nobody: the cause is among them, if it is in a rank."""
+    return [state.rank for state in states if _finding(state).kind == "stuck"]
+
+
 def ranks_in_words(ranks: Iterable[int]) -> str:
     """Return ranks as a person lists them: "rank 1", "ranks 0, 2-7"."""
     runs: list[list[int]] = []
@@ -123,10 +128,9 @@ def _finding(state: RankState) -> _Finding:
     if not frames:
         begun = state.phase != Phase.START
         return _Finding("stuck", "gave no stack" if begun else "has not begun: it gave no stack")
-    before_own = _until_own(frames)
-    caller = _site(frames[len(before_own)]) if len(before_own) < len(frames) else _site(frames[-1])
-    if any(_short(frame.file) in _COLLECTIVES for frame in before_own):
-        return _Finding("collective", f"a collective called from {caller}")
+    called, caller = _split(frames)
+    if any(_short(frame.file) in _COLLECTIVES for frame in called):
+        return _Finding("collective", f"a collective called from {_site(caller)}")
     if (_short(frames[0].file), frames[0].function) in _DEVICE_WAITS:
         return _Finding("device", f"its GPU, read at {_site(frames[0])}")
     return _Finding("stuck", f"is stuck{at}")
@@ -154,19 +158,22 @@ def _frames_that_count(state: RankState) -> tuple[Frame, ...]:
     return main
 
 
-def _until_own(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
-    """Return the innermost frames, down to the first of ours that says what is being done."""
+def _split(frames: tuple[Frame, ...]) -> tuple[tuple[Frame, ...], Frame]:
+    """Return the first frame of ours that says what is being done, after those that it called.
+
+    The outermost of all counts as it if there is none.
+    """
     for i, frame in enumerate(frames):
         if _OWN.match(frame.file) and _short(frame.file) not in _PLUMBING:
-            return frames[:i]
-    return frames
+            return frames[:i], frame
+    return frames, frames[-1]
 
 
 def _place(frames: tuple[Frame, ...]) -> str:
     """Name the innermost line, and the line of ours that it was called from."""
-    own = next((frame for frame in frames if _OWN.match(frame.file)), frames[0])
+    _, caller = _split(frames)
     place = _site(frames[0])
-    return place if own == frames[0] else f"{place}, called from {_site(own)}"
+    return place if caller == frames[0] else f"{place}, called from {_site(caller)}"
 
 
 def _room(frames: tuple[Frame, ...]) -> str:

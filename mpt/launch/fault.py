@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mpt import errors
-from mpt.launch.diagnosis import diagnose
+from mpt.launch.diagnosis import diagnose, stuck_ranks
 from mpt.launch.hang import RankState, hung
 from mpt.recipe.launch import Hang
 
@@ -80,12 +80,14 @@ class Fault:
     @property
     def is_consequence(self) -> bool:
         """Whether this is how a rank ends when a peer of it is gone."""
-        return self.kind == "failed" and _PEER_GONE.search(self.why) is not None
+        gone = self.kind == "failed" and _PEER_GONE.search(self.why) is not None
+        return gone and not self.is_mistake
 
     @property
     def attributable(self) -> bool:
         """Whether the node it happened on may be at fault."""
-        return not self.is_mistake and not self.is_consequence
+        nobody = self.kind == "hang" and self.rank is None
+        return not (nobody or self.is_mistake or self.is_consequence)
 
     @property
     def identity(self) -> tuple[Any, ...] | None:
@@ -105,7 +107,9 @@ class Fault:
 
 
 _PEER_GONE = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|socket timeout|nccl|store", re.IGNORECASE
+    r"connection (was )?(likely )?(closed|reset|refused)|broken pipe|socket timeout"
+    r"|client socket has|DistStoreError|TCPStore|nccl",
+    re.IGNORECASE,
 )
 
 _FROM_OUTSIDE = {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"}
@@ -120,7 +124,7 @@ def cause(faults: Iterable[Fault]) -> Fault:
 
     def order(fault: Fault) -> tuple[int, float]:
         kinds = {"node_lost": 1, "killed": 2, "hang": 3, "failed": 4}
-        first = 0 if fault.exit_code in USER_ERRORS else kinds[fault.kind]
+        first = 0 if fault.is_mistake else kinds[fault.kind]
         return (first + 10 * fault.is_consequence, fault.time)
 
     return min(faults, key=order)
@@ -139,16 +143,22 @@ def lost_node(node: str, why: str, step: int, silent_s: float) -> Fault:
 
 
 def hang_fault(states: Sequence[RankState], cfg: Hang) -> Fault | None:
-    """Return the fault of ranks that hang, in words; None if all of them have an excuse."""
-    ranks = set(hung(states, cfg))
-    if not ranks:
+    """Return the fault of ranks that hang, in words; None if all of them have an excuse.
+
+    It is that of a rank which waits for nobody, if there is one. If all wait for each other, no
+    rank and no node is to blame.
+    """
+    overdue = set(hung(states, cfg))
+    if not overdue:
         return None
-    worst = max((s for s in states if s.rank in ranks), key=lambda state: state.silent_s)
+    stuck = set(stuck_ranks(states))
+    blamed = [state for state in states if state.rank in (stuck & overdue or stuck or overdue)]
+    worst = max(blamed, key=lambda state: state.silent_s)
     return Fault(
         "hang",
         worst.node,
         diagnose(states, cfg),
-        worst.rank,
+        worst.rank if stuck else None,
         worst.step,
         worst.silent_s,
         error="hang",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+from dataclasses import asdict
 
 from mpt import errors
 from mpt.errors import UsageError
@@ -19,8 +20,13 @@ from mpt.launch.wire import Closed, Wire, connect
 from mpt.log import say
 
 
-def follow(run: Run, node: Node, claim: Claim, address: str) -> End | Fault | None:
+def follow(
+    run: Run, node: Node, claim: Claim, address: str, lost: Fault | None
+) -> End | Fault | None:
     """Do what the node that leads says.
+
+    Args:
+        lost: what became of the one that led before, for the new one to account for.
 
     Returns:
         The end of the run; or what became of the one that led, with no worker left here; or None
@@ -33,7 +39,8 @@ def follow(run: Run, node: Node, claim: Claim, address: str) -> End | Fault | No
     with stop_signals() as signals:
         try:
             hello = {"kind": "hello", "nonce": claim.nonce, "node": node.name}
-            wire.send({**hello, "identity": run.identity})
+            told = None if lost is None else asdict(lost)
+            wire.send({**hello, "identity": run.identity, "lost": told})
             say(f"mpt: node {node.name} follows {claim.node} at {address}.\n")
             run.place.own_host = wire.own_host
             node.reachable_at(wire.own_host, interface_of(wire.own_host))
@@ -47,7 +54,7 @@ def follow(run: Run, node: Node, claim: Claim, address: str) -> End | Fault | No
         finally:
             wire.close()
             node.clear()
-        if signals.pending:  # nobody to save with: what is committed stands
+        if signals.latest:  # nobody to save with: what is committed stands
             interrupted = signals.interrupts > 0
             return End(errors.EXIT_INTERRUPTED if interrupted else errors.EXIT_TERMINATED)
     return fault

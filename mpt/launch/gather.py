@@ -44,7 +44,7 @@ class Gathering:
             return []
         if len(ready) < self.cfg.min_nodes:
             self._enough_since = None
-            if now - self.since > max(self.cfg.join_s, CLEAR_S):
+            if now - self.since > self.cfg.join_s:
                 raise TooFewNodes(
                     f"{len(ready)} nodes were ready after launch.join_s {self.cfg.join_s:g}, and "
                     f"launch.nnodes {self.cfg.nnodes} needs {self.cfg.min_nodes}"

@@ -12,7 +12,7 @@ from mpt import errors
 from mpt.launch.coordinator import NODE_SILENT_S, Coordinator
 from mpt.launch.ending import End
 from mpt.launch.fault import Fault
-from mpt.launch.lease import Lease, Rival, taken
+from mpt.launch.lease import Lease
 from mpt.launch.node import Node
 from mpt.launch.place import interface_of
 from mpt.launch.run import Run
@@ -55,9 +55,6 @@ class Leader:
 
         Args:
             lost: that of the node which led before, to be accounted for.
-
-        Raises:
-            UsageError: if another node has taken over, because this one was asleep.
         """
         address = None
         host = "127.0.0.1"
@@ -77,6 +74,9 @@ class Leader:
         try:
             while self._coordinator.end is None:
                 self._turn(server)
+                if self._lease.lost:
+                    say(f"mpt: node {self._node.name} was asleep, and has lost the lead.\n")
+                    return None
                 if self._coordinator.is_forsaken(time.monotonic()):
                     say(f"mpt: node {self._node.name} reaches no other: it leads no more.\n")
                     return None
@@ -110,12 +110,6 @@ class Leader:
             self._coordinator.finish(End(errors.EXIT_INTERRUPTED))
         self._coordinator.turn(now)
         self._deliver(now)
-        if self._lease.lost:
-            self._node.kill()
-            claim = Rival(self._run.run_dir, self._node.name)
-            claim.look()
-            if claim.claim is not None:
-                raise taken(self._run.run_dir, claim.claim)
 
     def _greet(self, now: float) -> None:
         """Let in those who show what only the run directory tells; the rest is sent away."""
@@ -135,12 +129,15 @@ class Leader:
             self._wires[name] = wire
             self._selector.register(wire, selectors.EVENT_READ)
             self._coordinator.joined(name, wire.peer_host, now)
+            if messages[0].get("lost") is not None:
+                self._coordinator.inherit(Fault(**messages[0]["lost"]))
             for report in messages[1:]:
                 self._coordinator.heard(name, report, now)
 
     def _admit(self, wire: Wire, hello: Message) -> str:
-        shown, name = str(hello.get("nonce")), str(hello.get("node"))
-        if hello["kind"] != "hello" or not hmac.compare_digest(shown, self._lease.claim.nonce):
+        shown, name = ascii(hello.get("nonce")), str(hello.get("node"))
+        wanted = ascii(self._lease.claim.nonce)  # compare_digest wants ASCII; this may be anything
+        if hello["kind"] != "hello" or not hmac.compare_digest(shown, wanted):
             raise Closed("it does not belong to this run")
         why = None
         if name in self._wires or name == self._node.name:
@@ -184,6 +181,6 @@ class Leader:
                     wire.flush()
                     wire.receive()
                 except Closed:
-                    del self._wires[name]
+                    self._wires.pop(name).close()
             time.sleep(WATCH_S)
         return end

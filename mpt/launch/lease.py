@@ -98,10 +98,11 @@ class Lease:
         while not self._done.wait(RENEW_S):
             # A file system in trouble stops nobody: who cannot write here cannot take it either.
             with suppress(OSError):
+                # Without a lock: a launch that sleeps while it has it must not keep this one from
+                # renewing. What is half-written is looked at again next time.
                 with self._path.open(encoding="utf-8") as file:
-                    _lock(file, fcntl.LOCK_SH)
-                    mine = self._is_mine(_read(file))
-                if not mine:
+                    claim = _read(file)
+                if claim is not None and not self._is_mine(claim):
                     self._lost.set()
                     return
                 os.utime(self._path)
@@ -122,10 +123,12 @@ class Rival:
     def look(self) -> bool:
         """Read the claim anew; return whether it may be taken: absent, let go of, or stale."""
         path = self.run_dir / LOCK
+        before = time.monotonic()  # this process may fall asleep at any line from here on
         with _locked(path) as file:
             self.claim = _read(file)
             seen = None if self.claim is None else (self.claim.nonce, os.stat(path).st_mtime_ns)
         if self.claim is None or self.claim.pid == NOBODY:
+            self.renewed = False
             return True
         if self.claim.node == self.node and self.claim.host == socket.gethostname():
             self.renewed = _started(self.claim.pid) == self.claim.started
@@ -133,7 +136,7 @@ class Rival:
         if seen != self._seen:
             self.renewed = self._seen is not None and self._seen[0] == self.claim.nonce
             self._seen, self._since = seen, time.monotonic()
-        return time.monotonic() - self._since > LEASE_S
+        return before - self._since > LEASE_S
 
     def take(self) -> Lease | None:
         """Take the run, if nobody has done so since the last look."""
@@ -144,7 +147,6 @@ class Rival:
             self.node,
             _started(os.getpid()) or 0,
             secrets.token_hex(16),
-            ready=before is not None and before.ready,
         )
         with _locked(self.run_dir / LOCK) as file:
             if _read(file) != before:
@@ -176,14 +178,25 @@ def taken(run_dir: Path, claim: Claim) -> UsageError:
     )
 
 
+def read_claim(run_dir: Path) -> Claim | None:
+    """Return the claim on a run directory as it stands, stale or not."""
+    try:
+        with (run_dir / LOCK).open(encoding="utf-8") as file:
+            _lock(file, fcntl.LOCK_SH)
+            return _read(file)
+    except FileNotFoundError:
+        return None
+
+
 def holder(run_dir: Path) -> str | None:
     """Return pid@host of the launch that has a run directory, or None.
 
     A claim from another node counts until somebody has seen it go stale.
     """
-    if not (run_dir / LOCK).exists():
+    claim = read_claim(run_dir)
+    if claim is None:
         return None
-    rival = Rival(run_dir, socket.gethostname())
+    rival = Rival(run_dir, claim.node)  # on its host its process can be looked for
     free = rival.look()
     return None if free or rival.claim is None else rival.claim.holder
 
@@ -210,7 +223,7 @@ def _read(file: TextIO) -> Claim | None:
     file.seek(0)
     try:
         return Claim(**json.loads(file.read()))
-    except (ValueError, TypeError):  # empty: let go of, or its writer died between two calls
+    except (ValueError, TypeError, RecursionError):  # empty, or its writer died between two calls
         return None
 
 

@@ -151,6 +151,7 @@ class Node:
             for descriptor in self._memory:
                 os.ftruncate(descriptor, 0)
         assert self._store is not None, "a node announces its port before it is given work"
+        self._announced = False
         self._running_said, self._hung_said = False, -HUNG_AGAIN_S
         try:
             self._workers = Workers(
@@ -188,10 +189,11 @@ class Node:
 
     def _finish(self, workers: Workers) -> None:
         """All ranks of the attempt have ended, one way or another."""
+        self._report_faults(workers.new_faults())  # of those that ended since the last look
         codes = workers.exit_codes()
         workers.kill()  # what a rank has started and left behind
         workers.close()
-        self._workers, self._announced = None, False
+        self._workers = None
         if all(code in ENDS for code in codes.values()):
             self._reports.append({"kind": "ended", "codes": sorted(set(codes.values()))})
 

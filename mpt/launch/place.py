@@ -47,14 +47,19 @@ def find_place(node: str | None, rendezvous: str | None, *, several: bool) -> Pl
     if rendezvous is None:
         return Place(name, _address_towards(_NOBODY) if several else "127.0.0.1")
     host, _, port = rendezvous.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"--rdzv {rendezvous}: is not HOST:PORT, such as node-1:29400.")
     try:
         address = str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0])
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UsageError(f"--rdzv {rendezvous}: {host} is not known here: {error}") from error
     mine = _is_own(address)
-    return Place(name, address if mine else _address_towards(address, _NOBODY), int(port), mine)
+    if not mine:
+        return Place(name, _address_towards(address, _NOBODY), int(port), leads_first=False)
+    if address.startswith("127.") and host not in (address, "localhost"):
+        # A machine's own name may mean a loopback address to itself, and to nobody else.
+        address = _address_towards(_NOBODY)
+    return Place(name, address, int(port))
 
 
 def interface_of(address: str) -> str | None:

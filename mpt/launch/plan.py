@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -47,3 +48,9 @@ def count_gpus() -> int:
     probe = "import torch; print(torch.cuda.device_count())"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     return int(done.stdout) if done.stdout.strip().isdigit() else 0
+
+
+def gpu_names() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES would call each GPU that torch can use here."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(i) for i in range(count_gpus())]

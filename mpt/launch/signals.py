@@ -17,6 +17,8 @@ class Signals:
 
     pending: list[int] = field(default_factory=list)
     interrupts: int = 0
+    latest: int = 0
+    """The one that came in last, taken or not; 0 if there was none."""
 
     @property
     def now(self) -> bool:
@@ -25,6 +27,7 @@ class Signals:
 
     def receive(self, number: int, _: FrameType | None) -> None:
         self.interrupts += number == signal.SIGINT
+        self.latest = number
         self.pending.append(number)
 
     def take(self) -> list[int]:
@@ -37,7 +40,10 @@ class Signals:
 def stop_signals() -> Iterator[Signals]:
     """Take over the stop signals for a while."""
     signals = Signals()
-    before = {number: signal.signal(number, signals.receive) for number in STOP_SIGNALS}
+    # Under nohup a hangup is ignored, and shall be.
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heeded = [number for number in STOP_SIGNALS if not (nohup and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, signals.receive) for number in heeded}
     try:
         yield signals
     finally:

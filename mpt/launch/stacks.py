@@ -10,19 +10,20 @@ import faulthandler
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 STACK_SIGNAL = signal.SIGUSR2
 """Asks a rank for its stacks."""
 
 STOPPED, TRACED, UNINTERRUPTIBLE, ZOMBIE, GONE = "T", "t", "D", "Z", ""
 """States of a process as /proc/PID/stat spells them; no letter if there is no process."""
+
+STDERR = 2
 
 SETTLED_S = 0.15
 """A file that has not grown for this long is complete."""
@@ -65,11 +66,11 @@ def answer_stack_signal(path: Path) -> None:
 
     If the file cannot be opened it is stderr for both: a signal without a handler would kill.
     """
-    faulthandler.enable()
+    faulthandler.enable(STDERR)
     try:
-        file: IO[Any] = path.open("ab", buffering=0)  # left open: it is written at any time
+        file: IO[bytes] | int = path.open("ab", buffering=0)  # left open: written at any time
     except OSError:
-        file = sys.stderr
+        file = STDERR
     faulthandler.register(STACK_SIGNAL, file=file, all_threads=True, chain=False)
 
 

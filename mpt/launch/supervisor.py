@@ -57,7 +57,8 @@ def _take_part(run: Run, node: Node) -> End:
     while True:
         if rival.look() and time.monotonic() >= hold_back_until:
             if (lease := rival.take()) is not None:
-                ended = _lead(run, node, lease, lost, prepared=prepared and lease.claim.ready)
+                ready = rival.claim is not None and rival.claim.ready
+                ended = _lead(run, node, lease, lost, prepared=prepared and ready)
                 if ended is not None:
                     return ended
                 hold_back_until = time.monotonic() + HOLD_BACK_S
@@ -66,7 +67,7 @@ def _take_part(run: Run, node: Node) -> End:
             if rival.renewed:
                 raise taken(run.run_dir, rival.claim)
         elif rival.claim is not None and rival.claim.address is not None:
-            followed = follow(run, node, rival.claim, rival.claim.address)
+            followed = follow(run, node, rival.claim, rival.claim.address, lost)
             if isinstance(followed, End):
                 return followed
             if followed is not None:

@@ -94,6 +94,9 @@ class Workers:
                 self._start(local_rank, environment, memory[local_rank], store)
         except OSError:
             self.kill()
+            for worker in self._workers:
+                worker.process.wait()
+            self.close()
             raise
 
     def _start(
@@ -185,7 +188,7 @@ class Workers:
     def kill(self) -> None:
         """Kill what is left, and what it has started; does not wait."""
         for worker in self._workers:
-            worker.killed = worker.process.poll() is None
+            worker.killed = worker.killed or worker.process.poll() is None
             # The group is there as long as one of its processes is, such as a compiler's.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(worker.process.pid, signal.SIGKILL)

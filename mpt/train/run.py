@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 import torch
 
 from mpt import recipe
-from mpt.checkpoint.load import restore
+from mpt.checkpoint.layout import committed, step_of
+from mpt.checkpoint.memory import Memory
 from mpt.checkpoint.save import Origin, Saver
-from mpt.data.dataset import open_dataset
-from mpt.data.loader import Loader, eval_batches
+from mpt.data.loader import Loader
 from mpt.display import Display
 from mpt.dist import Ranks
-from mpt.evaluate import bits_per_byte, evaluate
-from mpt.launch.attempt import this_attempt
+from mpt.launch.attempt import newer_attempt, this_attempt
 from mpt.launch.pulse import Pulse
+from mpt.ledger import Ledger
 from mpt.log import Journal
-from mpt.objective import next_token_nats
 from mpt.optim import training_tensors
 from mpt.peak import peak_flops
 from mpt.recipe import Recipe
@@ -28,7 +29,12 @@ from mpt.recipe.budget import flops_per_token
 from mpt.rundir import CHECKPOINTS, versions
 from mpt.state import RunState
 from mpt.train.build import DTYPES, build, choose_microbatch_size, choose_precision
-from mpt.train.loop import Evaluate, Services, loop
+from mpt.train.evaluation import evaluation, evaluation_owed
+from mpt.train.inject import Injector
+from mpt.train.loop import Services, loop
+from mpt.train.pace import Pace, time_collectives
+from mpt.train.restore import restore
+from mpt.train.rollback import roll_back, same_ledger, write_entry
 from mpt.train.stop import StopSignal
 from mpt.train.watch import Watch
 
@@ -44,44 +50,48 @@ def train(
     Raises:
         MptError: what a restart would not mend.
     """
-    journal = Journal(run_dir)
     microbatch_size = choose_microbatch_size(cfg, ranks)
+    ledger = same_ledger(run_dir, ranks, cfg.train.global_batch_size)
     model, optimizer = build(cfg, ranks)
     tensors = training_tensors(model, optimizer)
-    with ExitStack() as services:
-        display = services.enter_context(_display(cfg, ranks, terminal))
-        state = _restore(cfg, run_dir, ranks, tensors, journal, display, terminal)
-        watch = _watch(cfg, state, ranks, journal, display)
-        loader = services.enter_context(
-            Loader(
-                cfg.data,
-                cfg.model,
-                seed=cfg.seed,
-                global_batch_size=cfg.train.global_batch_size,
-                microbatch_size=microbatch_size,
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                device=ranks.device,
-            )
-        )
-        saver = Saver(
-            run_dir / CHECKPOINTS,
+    with ExitStack() as stack:
+        display = stack.enter_context(_display(cfg, ranks, terminal))
+        journal = Journal(run_dir, complain=lambda why: display.note(why, "red"))
+        memory = _memory(cfg, tensors, ranks, journal, display)
+        stack.callback(memory.wait)
+        state = restore(
+            run_dir,
             tensors,
-            Origin(cfg.model, recipe.recipe_hash(cfg), Path(cfg.tokenizer.path), versions()),
+            cfg.model,
+            memory,
             ranks,
-            keep=cfg.checkpoint.keep,
-            report=watch.report_save,
+            given_up=lambda state: ledger.went_back_from(state.samples),
+            journal=journal,
+            display=display,
+            terminal=terminal,
         )
-        services.callback(saver.wait)
-        evaluation = _evaluation(cfg, ranks, model, microbatch_size)
-        state, stopped_by = loop(
-            cfg,
-            state,
-            model,
-            optimizer,
-            Services(loader, saver, watch, evaluation, stop, pulse),
-            ranks,
+        watch = _watch(cfg, run_dir, ledger, ranks, journal, display)
+        loader = stack.enter_context(_loader(cfg, ledger, microbatch_size, ranks))
+        saver = _saver(cfg, run_dir, tensors, ranks, watch)
+        stack.callback(saver.wait)
+        _save_if_due(cfg, state, saver)
+        services = Services(
+            loader=loader,
+            ledger=ledger,
+            watch=watch,
+            roll_back=partial(
+                roll_back, run_dir=run_dir, ledger=ledger, cfg=cfg.health, ranks=ranks
+            ),
+            evaluate=evaluation(cfg, ranks, model, microbatch_size, stop, pulse),
+            evaluation_owed=evaluation_owed(cfg, run_dir, state.step, ranks),
+            memory=memory,
+            saver=saver,
+            stop=stop,
+            pulse=pulse,
+            pace=_pace(model, ranks, journal, display),
+            injector=Injector.wanted(os.environ, run_dir, ranks),
         )
+        state, stopped_by = loop(cfg, state, model, optimizer, services, ranks)
         saver.close()
     if ranks.is_first and stopped_by is not None:
         journal.event("stopped", attempt=this_attempt(), signal=stopped_by, step=state.step)
@@ -95,67 +105,93 @@ def _display(cfg: Recipe, ranks: Ranks, terminal: TextIO) -> Display:
     return Display(stream, cfg.train.steps, cfg.train.log_every_steps)
 
 
-def _restore(
+def _pace(model: torch.nn.Module, ranks: Ranks, journal: Journal, display: Display) -> Pace:
+    pace = Pace(ranks, journal, display)
+    time_collectives(model, pace.waiting)
+    return pace
+
+
+def _memory(
     cfg: Recipe,
-    run_dir: Path,
-    ranks: Ranks,
     tensors: dict[str, torch.Tensor],
+    ranks: Ranks,
     journal: Journal,
     display: Display,
-    terminal: TextIO,
-) -> RunState:
-    def reject(directory: Path, problems: list[str]) -> None:
-        for problem in problems:  # the rank that found it says it: the others do not know
-            journal.event("checkpoint_rejected", path=str(directory), why=problem)
-            with suppress(OSError):
-                print(f"{directory.name} is damaged: {problem}.", file=terminal)
+) -> Memory:
+    def report(kind: str, *, why: str) -> None:
         if ranks.is_first:
-            display.note(f"{directory.name} is set aside; falling back to the one before.", "red")
+            journal.event(kind, attempt=this_attempt(), why=why)
+            display.note(why, "yellow")
 
-    state = restore(run_dir / CHECKPOINTS, tensors, cfg.model, ranks, reject=reject)
-    if state is None:
-        return RunState()
-    if ranks.is_first:
-        journal.event("resumed", attempt=this_attempt(), step=state.step, samples=state.samples)
-        display.note(f"resumed from the checkpoint of step {state.step:,}")
-    return state
+    return Memory.inherited(
+        tensors,
+        ranks,
+        every=cfg.checkpoint.memory_every_steps,
+        origin={"recipe": recipe.recipe_hash(cfg)},
+        report=report,
+    )
 
 
-def _watch(cfg: Recipe, state: RunState, ranks: Ranks, journal: Journal, display: Display) -> Watch:
+def _loader(cfg: Recipe, ledger: Ledger, microbatch_size: int, ranks: Ranks) -> Loader:
+    samples = cfg.train.global_batch_size
+    return Loader(
+        cfg.data,
+        cfg.model,
+        seed=cfg.seed,
+        global_batch_size=samples,
+        microbatch_size=microbatch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+        following=lambda position: ledger.position(position + samples),
+    )
+
+
+def _saver(
+    cfg: Recipe, run_dir: Path, tensors: dict[str, torch.Tensor], ranks: Ranks, watch: Watch
+) -> Saver:
+    origin = Origin(cfg.model, recipe.recipe_hash(cfg), Path(cfg.tokenizer.path), versions())
+    return Saver(
+        run_dir / CHECKPOINTS,
+        tensors,
+        origin,
+        ranks,
+        keep=cfg.checkpoint.keep,
+        report=watch.report_save,
+        attempt=this_attempt(),
+        newer=partial(newer_attempt, run_dir),
+    )
+
+
+def _save_if_due(cfg: Recipe, state: RunState, saver: Saver) -> None:
+    """Save what was restored from memory alone, if the step is one whose checkpoint shall be."""
+    if state.step and (
+        state.step % cfg.checkpoint.every_steps == 0 or state.step == cfg.train.steps
+    ):
+        saver.save(state)  # returns at once where it is committed
+
+
+def _watch(
+    cfg: Recipe,
+    run_dir: Path,
+    ledger: Ledger,
+    ranks: Ranks,
+    journal: Journal,
+    display: Display,
+) -> Watch:
     dtype = DTYPES[choose_precision(cfg.train.precision, ranks.device)]
     peak = peak_flops(ranks.device, dtype)
     return Watch(
         journal,
         display,
         first=ranks.is_first,
+        ledger=ledger,
+        write=partial(write_entry, run_dir),
+        cfg=cfg.health,
+        samples_per_step=cfg.train.global_batch_size,
         tokens_per_step=cfg.train.global_batch_size * cfg.model.max_seq_len,
         flops_per_token=flops_per_token(cfg.model),
         peak_flops=None if peak is None else peak * ranks.world_size,
         steps=cfg.train.steps,
-        checkpoint=state.step or None,
+        checkpoint=max(map(step_of, committed(run_dir / CHECKPOINTS)), default=None),
     )
-
-
-def _evaluation(
-    cfg: Recipe, ranks: Ranks, model: torch.nn.Module, microbatch_size: int
-) -> Evaluate | None:
-    """Return the function that evaluates, or None where no data is held out."""
-    if cfg.data.eval is None:
-        return None
-    path = Path(cfg.data.eval.path)
-    tokens_per_byte = open_dataset(path).tokens_per_byte
-
-    def run() -> tuple[float, float | None]:
-        batches = eval_batches(
-            path,
-            cfg.model,
-            microbatch_size=microbatch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            samples=cfg.eval.samples,
-            device=ranks.device,
-        )
-        loss = evaluate(model, batches, next_token_nats, ranks.device)
-        return loss, None if tokens_per_byte is None else bits_per_byte(loss, tokens_per_byte)
-
-    return run

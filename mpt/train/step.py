@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
@@ -24,6 +26,8 @@ def train_step(
     objective: Objective,
     *,
     max_grad_norm: float,
+    loss_limit: float = math.inf,
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> StepResult:
     """Take one optimizer step on this rank's share of the global batch.
 
@@ -35,13 +39,16 @@ def train_step(
         model: sharded by `fully_shard`.
         microbatches: at least one, equally many on every rank.
         max_grad_norm: the global gradient norm is clipped to this.
+        loss_limit: a loss above it, in nats per target token, leaves the weights as they are;
+            so does one that is not finite, or a gradient that is not.
+        waiting: entered for the collective in which ranks meet that came to the step.
 
     Returns:
         Tensors on the device; nothing here waits for it.
     """
-    n_targets = sum_over_ranks(
-        torch.stack([(m.targets != IGNORE).sum() for m in microbatches]).sum()
-    )
+    n_targets = torch.stack([(m.targets != IGNORE).sum() for m in microbatches]).sum()
+    with waiting():
+        sum_over_ranks(n_targets)
     nats = torch.zeros((), device=n_targets.device)
 
     for i, microbatch in enumerate(microbatches):
@@ -55,7 +62,13 @@ def train_step(
     grad_norm = cast(DTensor, norm).full_tensor()
     loss = sum_over_ranks(nats) / n_targets
     # Both are sums over all ranks, so every rank comes to the same verdict.
-    finite = torch.isfinite(loss + grad_norm)
-    step_unless(optimizer, ~finite)
+    bad = ~torch.isfinite(loss + grad_norm) | (loss > loss_limit)
+    step_unless(optimizer, bad)
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, grad_norm, finite)
+    return StepResult(loss, grad_norm, ~bad)
+
+
+def left_out() -> StepResult:
+    """Return the result of a step that was not computed, because the ledger leaves it out."""
+    nan = torch.tensor(math.nan)
+    return StepResult(nan, nan, torch.tensor(False))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mpt import health
 from mpt.display import Display, Reading
-from mpt.health import Health
+from mpt.launch.attempt import this_attempt
+from mpt.ledger import Ledger, Skipped
 from mpt.log import Journal
+from mpt.recipe.train import Health
 from mpt.state import RunState, StepResult
 
 SMOOTHING = 0.9
@@ -21,14 +25,19 @@ class _Pending:
     """A step that has been queued on the device, and may not be finished there."""
 
     state: RunState
+    """After the step."""
+    before: int
+    """`RunState.samples` before it."""
     result: StepResult
+    limit: float
+    """Loss above which it counts as a spike."""
     lr: float
     step_s: float
     data_wait_s: float
 
 
 class Watch:
-    """Turns step results into records, lines and verdicts. Every rank has one; rank 0's speaks.
+    """Turns step results into records and lines. Every rank has one; rank 0's speaks.
 
     A result is read when the next step has been queued: by then it is there, so the device
     never idles while the host looks.
@@ -40,15 +49,29 @@ class Watch:
         display: Display,
         *,
         first: bool,
+        ledger: Ledger,
+        write: Callable[[Skipped], None],
+        cfg: Health,
+        samples_per_step: int,
         tokens_per_step: int,
         flops_per_token: float,
         peak_flops: float | None,
         steps: int,
         checkpoint: int | None,
     ) -> None:
+        """Begin without a step.
+
+        Args:
+            first: whether this is rank 0.
+            write: adds a line to the ledger, or raises OSError.
+        """
         self._journal = journal
         self._display = display
         self._first = first
+        self._ledger = ledger
+        self._write = write
+        self._cfg = cfg
+        self._samples_per_step = samples_per_step
         self._tokens_per_step = tokens_per_step
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
@@ -56,41 +79,68 @@ class Watch:
         self._checkpoint = checkpoint
         self._pending: _Pending | None = None
         self._smooth_s: float | None = None
-        self._health = Health()
+        self.why_skipped = ""
+        """Why the last update that was left out was."""
 
-    def step(
-        self, state: RunState, result: StepResult, *, lr: float, began: float, data_wait_s: float
+    def queued(
+        self,
+        state: RunState,
+        result: StepResult,
+        *,
+        before: int,
+        limit: float,
+        lr: float,
+        began: float,
+        data_wait_s: float,
     ) -> None:
-        """Take in the step just queued, and report the one before.
+        """Take in the step just queued; the one before must be settled.
 
         Args:
+            before: `RunState.samples` before the step.
+            limit: loss above which it counts as a spike.
             began: `time.perf_counter()` when the step began.
-
-        Raises:
-            DivergedError: on every rank alike.
         """
-        self.settle()
+        assert self._pending is None, "a result was not read"
         step_s = time.perf_counter() - began
-        self._pending = _Pending(state, result, lr, step_s, data_wait_s)
+        self._pending = _Pending(state, before, result, limit, lr, step_s, data_wait_s)
 
-    def settle(self) -> None:
-        """Report the step that is still out, waiting for the device if need be."""
+    def settle(self, state: RunState) -> RunState:
+        """Report the step that is still out, waiting for the device if need be.
+
+        What is skipped is in the ledger, on disk, when this returns: nothing that is saved after
+        it knows of a skip that the ledger does not.
+
+        Returns:
+            `state`, its vitals now those after that step.
+        """
         pending, self._pending = self._pending, None
         if pending is None:
-            return
+            return state
         loss, grad_norm = float(pending.result.loss), float(pending.result.grad_norm)
         applied = bool(pending.result.applied)
+        step, stop = pending.state.step, pending.state.samples
+        start = stop - self._samples_per_step
         if self._first:
             self._record(pending, loss, grad_norm, applied)
-        self._health = self._health.after(
-            pending.state.step, applied=applied, loss=loss, grad_norm=grad_norm
+        if not applied:
+            self._skipped(Skipped(step, start, stop, self._why(pending, loss, grad_norm, start)))
+        vitals = health.after(
+            state.vitals,
+            step=step,
+            before=pending.before,
+            start=start,
+            stop=stop,
+            loss=loss,
+            applied=applied,
+            window=self._cfg.spike_window,
         )
+        return replace(state, vitals=vitals)
 
     def evaluated(self, state: RunState, loss: float, bits_per_byte: float | None) -> None:
         """Report a held-out loss."""
         if not self._first:
             return
-        fields: dict[str, Any] = {"step": state.step, "eval_loss": loss}
+        fields: dict[str, Any] = {"attempt": this_attempt(), "step": state.step, "eval_loss": loss}
         text = f"step {state.step:,}: held-out loss {loss:.4f} nats/token"
         if bits_per_byte is not None:
             fields["eval_bits_per_byte"] = bits_per_byte
@@ -109,11 +159,40 @@ class Watch:
             last = "none yet" if self._checkpoint is None else f"step {self._checkpoint:,}"
             self._display.note(f"{fields['why']} (last good checkpoint: {last})", "red")
 
+    def _why(self, pending: _Pending, loss: float, grad_norm: float, start: int) -> str:
+        if self._ledger.skips(pending.state.step, start):
+            return "the ledger says so"
+        return health.why_skipped(loss, grad_norm, pending.limit, self._cfg)
+
+    def _skipped(self, entry: Skipped) -> None:
+        """Report an update that was left out on all ranks; once, whatever is taken again."""
+        self.why_skipped = entry.why
+        if not self._first:
+            return
+        self._display.note(f"step {entry.step:,}: skipped: {entry.why}", "yellow")
+        if self._ledger.skips(entry.step, entry.start):
+            return
+        self._journal.event(
+            "skipped",
+            attempt=this_attempt(),
+            step=entry.step,
+            positions=[entry.start, entry.stop],
+            why=entry.why,
+        )
+        try:
+            self._write(entry)
+        except OSError as error:  # a replay would differ, but this run can go on
+            why = f"the ledger cannot be written: {error}"
+            self._journal.event("warning", attempt=this_attempt(), why=why)
+            self._display.note(why, "red")
+
     def _record(self, pending: _Pending, loss: float, grad_norm: float, applied: bool) -> None:
         state, step_s = pending.state, pending.step_s
-        per_second = self._tokens_per_step / step_s
+        computed = not self._ledger.skips(state.step, state.samples - self._samples_per_step)
+        per_second = self._tokens_per_step / step_s if computed else 0.0
         mfu = self._peak_flops and per_second * self._flops_per_token / self._peak_flops
         self._journal.metrics(
+            attempt=this_attempt(),
             step=state.step,
             tokens=state.tokens,
             samples=state.samples,
@@ -126,10 +205,8 @@ class Watch:
             data_wait_s=round(pending.data_wait_s, 5),
             applied=applied,
         )
-        if not applied:
-            why = f"loss {loss}, gradient norm {grad_norm}: the update was skipped on all ranks"
-            self._journal.event("skipped", step=state.step, why=why)
-            self._display.note(f"step {state.step:,}: {why}", "yellow")
+        if not computed:
+            return
         past = step_s if self._smooth_s is None else self._smooth_s
         self._smooth_s = SMOOTHING * past + (1 - SMOOTHING) * step_s
         left_s = self._smooth_s * (self._steps - state.step)

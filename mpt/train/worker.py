@@ -11,13 +11,16 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from mpt import errors
 from mpt.errors import MptError
 from mpt.launch.attempt import SUPERVISOR, LastWords, attempt_dir, leave_last_words, this_attempt
-from mpt.launch.pulse import Pulse
+from mpt.launch.pulse import Phase, Pulse
+from mpt.launch.stacks import answer_stack_signal, stack_file
+from mpt.log import Unfailing
 from mpt.train.stop import StopSignal
 
 PR_SET_PDEATHSIG = 1
@@ -29,7 +32,11 @@ def main() -> None:
     _die_with_supervisor()
     stop = StopSignal.install()
     terminal = _log_to_own_file(run_dir)
+    answer_stack_signal(
+        stack_file(attempt_dir(run_dir, this_attempt()), int(os.environ.get("RANK", "0")))
+    )
     pulse = Pulse.inherited()
+    pulse.beat(Phase.START, 0)  # says also which thread is the main one
     code = errors.EXIT_INTERNAL
     try:
         code = _run(run_dir, terminal, stop, pulse)
@@ -90,17 +97,21 @@ def _die_with_supervisor() -> None:
 
 def _log_to_own_file(run_dir: Path) -> TextIO:
     """Send all output, that of C++ included, to this rank's log; return the terminal's stream."""
-    directory = attempt_dir(run_dir, this_attempt())
-    directory.mkdir(parents=True, exist_ok=True)
     terminal = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
-    log = os.open(
-        directory / f"rank-{os.environ.get('RANK', '0')}.log",
-        os.O_WRONLY | os.O_APPEND | os.O_CREAT,
-        mode=0o644,
-    )
+    path = attempt_dir(run_dir, this_attempt()) / f"rank-{os.environ.get('RANK', '0')}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode=0o644)
+    except OSError as error:
+        log = os.open(os.devnull, os.O_WRONLY)
+        with suppress(OSError):
+            print(f"mpt: {path}: cannot be written: {error.strerror}.", file=terminal)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    # What a library prints on a full disk must not end the run.
+    sys.stdout = cast(TextIO, Unfailing(sys.stdout))
+    sys.stderr = cast(TextIO, Unfailing(sys.stderr))
     return terminal
 
 

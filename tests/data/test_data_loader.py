@@ -1,10 +1,10 @@
-"""Laws of the loader: a step is the same samples on any ranks, in microbatches of one shape."""
+"""Laws of the loader: a batch is the same samples on any ranks, in microbatches of one shape."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mpt.data.loader import Loader, eval_batches
 from mpt.errors import DataError
+from mpt.ledger import Ledger, RolledBack
 from mpt.recipe.data import Data, Stream
 from mpt.recipe.model import Model
 from mpt.state import IGNORE, Microbatch
@@ -53,6 +54,7 @@ def loader_for(
     rank: int = 0,
     world_size: int = 1,
     model: Model = MODEL,
+    following: Callable[[int], int] | None = None,
 ) -> Loader:
     return Loader(
         data,
@@ -63,6 +65,7 @@ def loader_for(
         rank=rank,
         world_size=world_size,
         device=CPU,
+        following=following,
     )
 
 
@@ -77,11 +80,11 @@ def real_rows(microbatches: list[Microbatch]) -> Tensor:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7, 10, 13])
 @pytest.mark.parametrize("microbatch_size", [1, 3, 16])
-def test_ranks_together_read_the_step_whatever_their_number(
+def test_ranks_together_read_the_batch_whatever_their_number(
     data: Data, world_size: int, microbatch_size: int
 ) -> None:
     with loader_for(data) as alone:
-        wanted = [real_rows(alone.next(step)) for step in range(3)]
+        wanted = [real_rows(alone.next(start)) for start in (0, 10, 20)]
     seen: list[list[Tensor]] = [[], [], []]
     shapes = set()
     for rank in range(world_size):
@@ -89,7 +92,7 @@ def test_ranks_together_read_the_step_whatever_their_number(
             data, rank=rank, world_size=world_size, microbatch_size=microbatch_size
         ) as loader:
             for step in range(3):
-                microbatches = loader.next(step)
+                microbatches = loader.next(10 * step)
                 shapes.add((len(microbatches), *{m.tokens.shape for m in microbatches}))
                 assert {m.targets.shape for m in microbatches} == {(microbatch_size, LENGTH)}
                 seen[step].append(real_rows(microbatches))
@@ -112,30 +115,50 @@ def test_targets_are_the_next_tokens_and_the_last_has_none(data: Data) -> None:
     assert (last.tokens[1:] == 0).all()
 
 
-def test_a_step_does_not_depend_on_the_steps_asked_for_before(data: Data) -> None:
+def test_a_batch_does_not_depend_on_those_asked_for_before(data: Data) -> None:
     with loader_for(data) as loader:
-        in_order = [real_rows(loader.next(step)) for step in range(8)]
-        for step in (7, 0, 3, 3, 100, 1):
-            again = real_rows(loader.next(step))
-            assert step >= 8 or torch.equal(again, in_order[step])
+        in_order = [real_rows(loader.next(start)) for start in range(0, 80, 10)]
+        for start in (70, 0, 30, 30, 1000, 10):
+            again = real_rows(loader.next(start))
+            assert start >= 80 or torch.equal(again, in_order[start // 10])
     with loader_for(data) as resumed:
-        assert torch.equal(real_rows(resumed.next(5)), in_order[5])
+        assert torch.equal(real_rows(resumed.next(50)), in_order[5])
+
+
+def test_a_batch_may_begin_at_any_position(data: Data) -> None:
+    with loader_for(data) as loader:
+        whole = torch.cat([real_rows(loader.next(start)) for start in (0, 10)])
+        assert torch.equal(real_rows(loader.next(7)), whole[7:17])
+
+
+def test_what_is_read_ahead_is_what_comes_next_not_what_is_passed_over(data: Data) -> None:
+    ledger = Ledger((RolledBack(1, 10, 30, "bad"),))
+    asked = []
+
+    def following(position: int) -> int:
+        asked.append(ledger.position(position + 10))
+        return asked[-1]
+
+    with loader_for(data) as plain, loader_for(data, following=following) as loader:
+        loader.next(0)
+        assert asked == [30, 40]
+        assert torch.equal(real_rows(loader.next(30)), real_rows(plain.next(30)))
 
 
 def test_streams_are_mixed_by_weight_and_named_order_does_not_matter(data: Data) -> None:
     with loader_for(data) as loader:
-        rows = torch.cat([real_rows(loader.next(step)) for step in range(40)])
+        rows = torch.cat([real_rows(loader.next(start)) for start in range(0, 400, 10)])
     assert (rows[:, 0] >= 500).sum() == 100  # a quarter of 400
     turned = Data(streams=dict(reversed(data.streams.items())))
     with loader_for(turned) as loader:
-        assert torch.equal(real_rows(loader.next(3)), rows[30:40])
+        assert torch.equal(real_rows(loader.next(30)), rows[30:40])
 
 
 def test_an_epoch_reads_every_sample_once(data: Data) -> None:
     only = Data(streams={"a": data.streams["a"]})
     with loader_for(only) as loader:
-        rows = torch.cat([real_rows(loader.next(step)) for step in range(4)])
-        again = torch.cat([real_rows(loader.next(step)) for step in range(4, 8)])
+        rows = torch.cat([real_rows(loader.next(start)) for start in range(0, 40, 10)])
+        again = torch.cat([real_rows(loader.next(start)) for start in range(40, 80, 10)])
     assert sorted(rows[:, 0].tolist()) == list(range(0, 160, 4))
     assert sorted(again[:, 0].tolist()) == list(range(0, 160, 4))
     assert not torch.equal(rows, again)
@@ -159,16 +182,16 @@ def test_a_negative_token_is_outside_the_vocabulary_too(tmp_path: Path) -> None:
         next(batches)
 
 
-def test_an_error_while_reading_ahead_surfaces_in_the_step_it_belongs_to(
+def test_an_error_while_reading_ahead_surfaces_in_the_batch_it_belongs_to(
     data: Data, tmp_path: Path
 ) -> None:
     with loader_for(Data(streams={"a": data.streams["a"]}, shuffle=False)) as loader:
-        (tmp_path / "a" / "shard.00004.mds").unlink()  # samples 28 to 34: step 2 is 20 to 29
+        (tmp_path / "a" / "shard.00004.mds").unlink()  # samples 28 to 34
         loader.next(0)
-        loader.next(1)
+        loader.next(10)
         for _ in range(2):
             with pytest.raises(DataError, match=r"shard\.00004\.mds: cannot be read"):
-                loader.next(2)
+                loader.next(20)
 
 
 def test_what_does_not_fit_the_model_is_refused_before_the_first_step(data: Data) -> None:

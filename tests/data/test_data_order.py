@@ -64,21 +64,20 @@ def test_the_order_does_not_depend_on_how_it_is_asked_for(
 
 @given(st.integers(1, 100), st.integers(1, 40), st.integers(0, 10**12))
 @settings(deadline=None)
-def test_ranks_partition_each_step_for_any_world_size(
-    global_batch_size: int, world_size: int, step: int
+def test_ranks_partition_each_batch_for_any_world_size(
+    global_batch_size: int, world_size: int, start: int
 ) -> None:
     order = order_of([[10]], global_batch_size=global_batch_size)
-    shares = [order.rank_positions(step, rank, world_size) for rank in range(world_size)]
-    assert (np.concatenate(shares) == order.step_positions(step)).all()
+    shares = [order.rank_positions(start, rank, world_size) for rank in range(world_size)]
+    assert (np.concatenate(shares) == order.batch_positions(start)).all()
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) == -(-global_batch_size // world_size)
 
 
-def test_steps_follow_each_other_without_gap() -> None:
+def test_a_batch_is_the_positions_from_its_own_on() -> None:
     order = order_of([[10]], global_batch_size=6)
-    steps = np.concatenate([order.step_positions(step) for step in range(5)])
-    assert (steps == np.arange(30)).all()
+    assert order.batch_positions(24).tolist() == [24, 25, 26, 27, 28, 29]
 
 
 @given(
@@ -184,7 +183,7 @@ def test_resuming_at_a_billionth_sample_takes_one_integer_per_shard_and_no_more(
     sizes = np.full(100_000, 100_000, np.int64)  # 10**10 samples
     tracemalloc.start()
     order = Order([sizes], [1.0], 512, 17)
-    at = order.locate(order.step_positions(10**9 // 512))
+    at = order.locate(order.batch_positions(10**9))
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(np.unique(at.shard)) > 1

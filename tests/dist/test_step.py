@@ -86,7 +86,9 @@ def reference() -> Taken:
 
 
 @pytest.mark.parametrize("microbatch_size", [1, 3, 5])
-def test_update_does_not_depend_on_how_the_batch_is_cut(reference: Taken, microbatch_size: int) -> None:
+def test_update_does_not_depend_on_how_the_batch_is_cut(
+    reference: Taken, microbatch_size: int
+) -> None:
     (cut,) = on_ranks(1, after_steps, microbatch_size)
     assert_same(cut, reference)
 
@@ -155,36 +157,68 @@ def one_sgd_step(ranks: Ranks, max_grad_norm: float) -> float:
     return float(torch.stack(moved).norm())
 
 
-def with_a_bad_step(ranks: Ranks, poison_rank: int) -> tuple[StepResult, str, str, str, StepResult]:
+Bad = tuple[StepResult, str, str, str, StepResult]
+"""The bad step's result, digests before it, after it and after the next one, and that one's."""
+
+
+def with_a_bad_step(ranks: Ranks, bad_rank: int, factor: float, loss_limit: float) -> Bad:
     model = sharded(ranks)
     optimizer = build_optimizer(model, ADAMW)
     set_learning_rate(optimizer, 1e-2)
 
-    def poisoned(network: torch.nn.Module, microbatch: Microbatch) -> Tensor:
+    def spoiled(network: torch.nn.Module, microbatch: Microbatch) -> Tensor:
         nats = next_token_nats(network, microbatch)
-        return nats * math.nan if ranks.rank == poison_rank else nats
+        return nats * factor if ranks.rank == bad_rank else nats
 
     def take(objective: Objective) -> StepResult:
-        return train_step(model, optimizer, share_of(ranks, 4), objective, max_grad_norm=1.0)
+        return train_step(
+            model,
+            optimizer,
+            share_of(ranks, 4),
+            objective,
+            max_grad_norm=1.0,
+            loss_limit=loss_limit,
+        )
 
     def state() -> str:
         return digest({n: whole(t) for n, t in training_tensors(model, optimizer).items()})
 
     take(next_token_nats)
     before = state()
-    bad = take(poisoned)
+    bad = take(spoiled)
     after = state()
     good = take(next_token_nats)
     return bad, before, after, state(), good
 
 
-def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all_bit_for_bit() -> None:
-    for bad, before, after, later, good in on_ranks(2, with_a_bad_step, 1):
+@pytest.mark.parametrize(("factor", "limit"), [(math.nan, math.inf), (math.inf, 9.0), (10.0, 9.0)])
+def test_a_bad_step_on_one_rank_is_skipped_on_all_bit_for_bit(factor: float, limit: float) -> None:
+    for bad, before, after, later, good in on_ranks(2, with_a_bad_step, 1, factor, limit):
         assert not bad.applied
-        assert not torch.isfinite(bad.loss)
+        assert not bad.loss < 9.0, "one loss over all ranks"
         assert after == before, "weights, moments or step counts moved"
         assert good.applied
         assert later != after, "the next good step is taken as if nothing had been"
+
+
+def first_step(ranks: Ranks, loss_limit: float) -> tuple[float, bool]:
+    model = sharded(ranks)
+    result = train_step(
+        model,
+        build_optimizer(model, ADAMW),
+        share_of(ranks, 4),
+        next_token_nats,
+        max_grad_norm=1.0,
+        loss_limit=loss_limit,
+    )
+    return float(result.loss), bool(result.applied)
+
+
+def test_a_loss_above_its_limit_is_a_spike_and_one_at_it_is_none() -> None:
+    ((loss, applied),) = on_ranks(1, first_step, math.inf)
+    assert applied
+    assert on_ranks(1, first_step, loss) == [(loss, True)]
+    assert on_ranks(1, first_step, loss - 1e-5) == [(loss, False)]
 
 
 def init_digest(ranks: Ranks, seed: int) -> str:

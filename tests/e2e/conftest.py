@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,17 @@ class Small:
         assert "Traceback" not in done.stderr + done.stdout, done.stderr
         return done
 
-    def start(self, *args: str | Path) -> subprocess.Popen[str]:
-        """Start `mpt` and return at once."""
+    def start(
+        self, *args: str | Path, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Start `mpt`, with more in its environment, and return at once."""
         return subprocess.Popen(
             self.command(*args),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.root,
+            env={**os.environ, **(environment or {})},
         )
 
 
@@ -90,13 +93,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole_lines]
 
 
-def await_that(claim: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    """Return what the claim returns once that is truthy; a file offers nothing else to wait on."""
+def await_that(claim: Callable[[], Any], process: subprocess.Popen[str] | None) -> Any:
+    """Return what the claim returns once that is truthy; a file offers nothing else to wait on.
+
+    Args:
+        process: `mpt`, if the claim can only come true while it runs.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if found := claim():
             return found
-        if process.poll() is not None:
+        if process is not None and process.poll() is not None:
             found = claim()
             assert found, f"mpt ended with {process.returncode}: {process.communicate()[1]}"
             return found

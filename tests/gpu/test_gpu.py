@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mpt.checkpoint.load import restore
-from mpt.checkpoint.save import Origin, Saver
 from mpt.dist import process_group
+from mpt.launch.pulse import anonymous_file
 from mpt.model.attend import attend_sdpa
 from mpt.model.network import MPT
 from mpt.model.position import alibi_slopes
@@ -19,6 +19,7 @@ from mpt.optim import build_optimizer, training_tensors
 from mpt.recipe.train import Optimizer
 from mpt.state import IGNORE, Microbatch, RunState
 from mpt.train.step import train_step
+from tests.dist.saving import memory_in, saver_in
 from tests.tiny_model import TINY, digest, sharded, whole
 
 pytestmark = [
@@ -90,17 +91,28 @@ def test_save_then_load_is_the_identity_on_the_gpu(tmp_path: Path) -> None:
         tensors = training_tensors(model, optimizer)
         train_step(model, optimizer, [batch(ranks.device)], next_token_nats, max_grad_norm=1.0)
         saved = digest({name: whole(t).cpu() for name, t in tensors.items()})
-        saver = Saver(
-            tmp_path / "checkpoints",
-            tensors,
-            Origin(TINY, "", tmp_path / "tokenizer.model", {}),
-            ranks,
-            keep=1,
-            report=lambda *_, **__: None,
-        )
+        saver = saver_in(tmp_path, tensors, ranks, lambda *_, **__: None)
         saver.save(RunState(1, 4, 64))
         for tensor in tensors.values():
             tensor.zero_()
         saver.close()
         restore(tmp_path / "checkpoints", tensors, TINY, ranks, reject=print)
+        assert digest({name: whole(t).cpu() for name, t in tensors.items()}) == saved
+
+
+def test_a_copy_in_memory_is_the_identity_on_the_gpu() -> None:
+    with process_group() as ranks:
+        model = sharded(ranks)
+        optimizer = build_optimizer(model, Optimizer(lr=1e-2))
+        tensors = training_tensors(model, optimizer)
+        train_step(model, optimizer, [batch(ranks.device)], next_token_nats, max_grad_norm=1.0)
+        saved = digest({name: whole(t).cpu() for name, t in tensors.items()})
+        descriptor = anonymous_file("mpt-test")
+        memory = memory_in(f"/proc/self/fd/{descriptor}", tensors, ranks)
+        memory.take(RunState(1, 4, 64))
+        for tensor in tensors.values():
+            tensor.zero_()
+        memory.wait()
+        assert memory.newest_common() == RunState(1, 4, 64)
+        memory.load(1)
         assert digest({name: whole(t).cpu() for name, t in tensors.items()}) == saved

@@ -1,0 +1,1 @@
+"""Proving a run's promises by breaking things on purpose."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -41,6 +42,7 @@ def version(
 
 def main() -> None:
     """Run the command line; every exit code is one of mpt.errors."""
+    _open_missing_streams()
     try:
         app()
     except RecipeError as error:
@@ -56,6 +58,18 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"mpt: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
+
+
+def _open_missing_streams() -> None:
+    """Where the caller has closed stdin, stdout or stderr, no file of ours must get its number."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            free = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.set_inheritable(free, True)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
 
 
 if __name__ == "__main__":

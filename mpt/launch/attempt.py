@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mpt.rundir import LOGS
+from mpt.log import read_lines
+from mpt.rundir import EVENTS, LOGS
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Signals that are passed on to the workers, which then save and end."""
@@ -52,9 +53,13 @@ def next_attempt(run_dir: Path) -> int:
 
 
 def claim_attempt(run_dir: Path) -> int:
-    """Take the next number for an attempt; no other process can get the same one."""
+    """Take the next number for an attempt; no other process can get the same one.
+
+    The record of events counts as well: somebody may have cleared the logs away.
+    """
+    recorded = [int(event.get("attempt", -1)) for event in read_lines(run_dir / EVENTS)]
     while True:
-        number = next_attempt(run_dir)
+        number = max([next_attempt(run_dir), *(attempt + 1 for attempt in recorded)])
         try:
             attempt_dir(run_dir, number).mkdir(parents=True)
         except FileExistsError:

@@ -157,7 +157,7 @@ def hang_fault(states: Sequence[RankState], cfg: Hang) -> Fault | None:
     return Fault(
         "hang",
         worst.node,
-        diagnose(states, cfg),
+        f"{diagnose(states, cfg)} (stacks: rank-*.stacks in the attempt's logs)",
         worst.rank if stuck else None,
         worst.step,
         worst.silent_s,

@@ -74,8 +74,10 @@ def choose(
     usable = good if len(good) >= fewest else list(ready)
     usable.sort(key=lambda member: (member.name in bad, member.name not in last))
     # Ranks keep their places where they can: a copy in memory is of one rank's rows.
-    places = {name: place for place, name in enumerate(last)}
-    return sorted(usable[:most], key=lambda member: places.get(member.name, len(places)))
+    stay = {member.name: member for member in usable[:most] if member.name in last}
+    new = iter([member for member in usable[:most] if member.name not in last])
+    placed = [stay.get(name) or next(new, None) for name in last]
+    return [member for member in placed if member is not None] + list(new)
 
 
 def assign(number: int, members: Sequence[Member]) -> list[Assignment]:

@@ -12,10 +12,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 from mpt.launch.attempt import attempt_dir
 from mpt.launch.fault import ENDS, Fault
+from mpt.launch.flight import await_nccl_dumps, nccl_environment, trigger_nccl_dump
 from mpt.launch.hang import overdue, rank_states
 from mpt.launch.pulse import Phase, anonymous_file
 from mpt.launch.wire import Message, listen
@@ -40,6 +43,7 @@ class Node:
         nproc: int,
         environment: Mapping[str, str],
         hang: Hang,
+        on_gpus: bool,
     ) -> None:
         """Make the memory that the workers' copies live in; start nothing yet."""
         self.name = name
@@ -49,6 +53,7 @@ class Node:
         self._hang = hang
         self._store_host = "127.0.0.1"
         self._memory = [anonymous_file(f"mpt-memory-{i}") for i in range(nproc)]
+        self._pipes = Path(mkdtemp(prefix="mpt-nccl-")) if on_gpus else None
         self._store: socket.socket | None = None
         self._workers: Workers | None = None
         self._step = 0
@@ -131,6 +136,8 @@ class Node:
             self._store.close()
         for descriptor in self._memory:
             os.close(descriptor)
+        if self._pipes is not None:
+            rmtree(self._pipes, ignore_errors=True)
 
     def _announce(self) -> None:
         """Say that an attempt can start here, and where its store would listen."""
@@ -153,12 +160,16 @@ class Node:
         assert self._store is not None, "a node announces its port before it is given work"
         self._announced = False
         self._running_said, self._hung_said = False, -HUNG_AGAIN_S
+        environment = dict(self._environment)
+        if self._pipes is not None:
+            logs = attempt_dir(self._run_dir, assignment.attempt)
+            environment |= nccl_environment(logs, self._pipes)
         try:
             self._workers = Workers(
                 self._run_dir,
                 self.name,
                 assignment,
-                self._environment,
+                environment,
                 self._memory,
                 self._store.fileno(),
             )
@@ -202,8 +213,10 @@ class Node:
         states: list[dict[str, Any]] = []
         if (workers := self._workers) is not None:
             pids = {rank: workers.pids[rank] for rank in workers.alive}
-            directory = attempt_dir(self._run_dir, attempt)
-            found = rank_states(self.name, directory, pids, workers.beats())
+            logs = attempt_dir(self._run_dir, attempt)
+            asked = trigger_nccl_dump(self._pipes, pids) if self._pipes is not None else []
+            found = rank_states(self.name, logs, pids, workers.beats())
+            await_nccl_dumps(logs, asked)
             states = [asdict(state) for state in found]
         self._reports.append({"kind": "stacks", "ranks": states})
 

@@ -76,6 +76,7 @@ def start(
         nproc=nproc,
         environment=worker_environment(nproc, n_cpus, n_gpus, os.environ),
         hang=cfg.launch.hang,
+        on_gpus=n_gpus > 0,
     )
     run = Run(
         run_dir,

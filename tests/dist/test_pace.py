@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from mpt.state import Microbatch
 from mpt.train.pace import HostClock, Pace, own_work_s, time_collectives
 from mpt.train.step import train_step
 from mpt.train.straggler import LEAST_S, WINDOW, WINDOWS, Busy, Slow, Suspicion, slow_ranks
+from tests.dist.running import DONE, prepared, run
 from tests.tiny_model import digest, sharded, weights_of
 from tests.world import on_ranks
 
@@ -102,7 +103,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Events:
     """What was told of pairs of ranks."""
     began, ended = 9, 9 + NAMED_WITHIN
     runs = {
-        "late with its data": (ENOUGH, Delay("data", (1,))),
         "slow in its backward": (ENOUGH, Delay("backward", (1,))),
         "slow for a while": (ended + 50, Delay("forward", (1,), began, ended)),
         "alike": (ENOUGH, Delay()),
@@ -112,9 +112,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Events:
     return events(tmp_path_factory.mktemp("pairs"), 2, runs)
 
 
-@pytest.mark.parametrize("how", ["late with its data", "slow in its backward"])
-def test_a_rank_that_takes_longer_in_each_step_is_named(told: Events, how: str) -> None:
-    (event,) = told[how]
+def test_a_rank_that_takes_longer_in_each_step_is_named(told: Events) -> None:
+    (event,) = told["slow in its backward"]
     assert (event["event"], event["rank"]) == ("straggler", 1)
     assert event["host"] == socket.gethostname()
     assert event["excess_s"] == pytest.approx(event["busy_s"] - event["others_s"], abs=1e-4)
@@ -133,6 +132,15 @@ def test_a_rank_that_begins_to_be_slow_is_named_in_time_and_cleared_afterwards(
 @pytest.mark.parametrize("how", ["alike", "both slow", "late to collectives"])
 def test_nobody_is_named_where_no_rank_works_longer_than_the_others(told: Events, how: str) -> None:
     assert told[how] == []
+
+
+def test_in_a_whole_run_a_rank_that_is_late_with_its_data_is_named(tmp_path: Path) -> None:
+    cfg = prepared(tmp_path)
+    cfg = replace(cfg, train=replace(cfg.train, steps=ENOUGH))
+    faults = {"slow_rank": 1, "slow_s": SLOW_S}
+    assert run(cfg, tmp_path / "run", nproc=2, faults=faults) == [DONE]
+    told = [e for e in read_lines(tmp_path / "run" / EVENTS) if e["event"] == "straggler"]
+    assert [(event["rank"], event["step"], event["attempt"]) for event in told] == [(1, ENOUGH, 0)]
 
 
 def test_of_three_ranks_the_slow_one_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -265,3 +266,14 @@ def test_a_newcomers_mistake_gets_a_sentence_and_its_exit_code(
     small: Small, arguments: list[str], code: int, said: str
 ) -> None:
     assert said in small.mpt(*arguments, code=code).stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&- <&-"])
+def test_a_caller_that_closed_its_streams_harms_no_run(
+    small: Small, tmp_path: Path, closed: str
+) -> None:
+    run_dir = tmp_path / "run"
+    command = small.command("train", small.recipe, "--run-dir", run_dir, "train.steps=5")
+    done = subprocess.run(f"exec {shlex.join(command)} {closed}", shell=True, timeout=120)
+    assert done.returncode == 0
+    assert lines(run_dir / "events.jsonl")[-1]["event"] == "finished"

@@ -77,7 +77,7 @@ def test_nothing_begins_before_its_time() -> None:
 def test_too_few_are_waited_for_as_long_as_the_recipe_says(join_s: float, again: bool) -> None:
     waiting = gathering("2:3", again=again, join_s=join_s)
     assert waiting.ready(ready("a"), join_s) == []
-    with pytest.raises(TooFewNodes, match=rf"^1 nodes .* join_s {join_s:g}, .* 2:3 needs 2$"):
+    with pytest.raises(TooFewNodes, match=rf"^1 nodes .*join_s {join_s:g}, .* 2:3 needs 2$"):
         waiting.ready(ready("a"), join_s + 0.1)
 
 
@@ -98,11 +98,8 @@ def test_a_bad_node_trains_only_if_there_are_not_enough_without_it() -> None:
 
 def test_a_spare_takes_the_place_that_a_lost_node_leaves() -> None:
     last = ["a", "b", "c"]
-    assert names(choose(ready("spare", "c", "a"), last, (), fewest=3, most=3)) == [
-        "a",
-        "c",
-        "spare",
-    ]
+    chosen = choose(ready("spare", "c", "a"), last, (), fewest=3, most=3)
+    assert names(chosen) == ["a", "spare", "c"]
 
 
 def test_ranks_keep_their_places_however_the_nodes_come_back() -> None:
@@ -126,7 +123,9 @@ def test_whoever_is_chosen_is_ready_and_fits(
         good = [name for name in there if name not in bad]
         assert not set(chosen) & bad or len(good) < fewest
     stayed = [name for name in chosen if name in last]
-    assert chosen[: len(stayed)] == stayed == sorted(stayed, key=last.index)
+    assert stayed == sorted(stayed, key=last.index)
+    if len(chosen) >= len(last):
+        assert all(chosen.index(name) == last.index(name) for name in stayed)
 
 
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=6))

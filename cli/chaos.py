@@ -15,6 +15,9 @@ from mpt.errors import EXIT_INTERNAL, UsageError
 from . import render
 from .run import AsJson, Overrides, RecipeFile
 
+PAGE_WIDTH = 120
+"""Columns of the table where there is no terminal to ask."""
+
 if TYPE_CHECKING:
     from mpt.chaos.prove import Proof
 
@@ -82,7 +85,9 @@ def _show(proof: Proof) -> None:
             row.resumed_from or "-",
             f"{row.recomputed:,}",
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PAGE_WIDTH
     console.print(table)
     goodput = "-" if proof.goodput is None else f"{proof.goodput:.1%}"
     console.print(

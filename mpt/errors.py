@@ -51,7 +51,7 @@ class RestartBudgetError(MptError):
 
 
 class DivergedError(MptError):
-    """The loss or the gradient stayed non-finite; going on would only burn time."""
+    """Loss or gradient stayed non-finite or far too high; going on would only burn time."""
 
     exit_code = EXIT_DIVERGED
 

@@ -46,7 +46,8 @@ def rows(
 def _row(fault: Struck, metrics: Sequence[Record], events: Sequence[Record]) -> Row:
     after = [event for event in events if _time(event) >= fault.at]
     told = [e for e in after if e.get("event") == "fault" and e.get("attempt") == fault.attempt]
-    told += [e for e in after if e.get("event") == "checkpoint_rejected"][:1]
+    if fault.kind == "corrupt checkpoint":
+        told = [e for e in after if e.get("event") == "checkpoint_rejected"]
     steps = [line for line in metrics if "loss" in line]
     newer = [line for line in steps if int(line.get("attempt", -1)) > fault.attempt]
     resumed = [e for e in after if e.get("event") == "resumed" and e["attempt"] > fault.attempt]

@@ -166,7 +166,7 @@ class Storm:
         if not self._await(lambda: any(checkpoints.glob("*.partial/*"))):
             return
         (torn, *_) = [*checkpoints.glob("*.partial"), checkpoints]
-        self._note("torn save", f"rank 0 in {torn.name}")
+        self._note("torn save", f"rank 0 in {torn.name.partition('.')[0]}")
         with suppress(ProcessLookupError):
             os.kill(self._pids[0], signal.SIGKILL)
 
@@ -174,7 +174,7 @@ class Storm:
         """Flip a bit of the newest checkpoint while nobody holds a copy of the state."""
         self._await(lambda: len(committed(self._run_dir / CHECKPOINTS)) > 1)
         newest = committed(self._run_dir / CHECKPOINTS)[0]
-        self._note("corrupt checkpoint", f"{newest.name}, and all nodes killed")
+        self._note("corrupt checkpoint", f"{newest.name}, all nodes killed")
         for i in self._nodes.running():
             self._nodes.signal(i, signal.SIGKILL)
         self._nodes.wait()

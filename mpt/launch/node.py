@@ -12,21 +12,25 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from queue import SimpleQueue
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import Any
+from threading import Thread
 
 from mpt.launch.attempt import attempt_dir
 from mpt.launch.fault import ENDS, Fault
 from mpt.launch.flight import await_nccl_dumps, nccl_environment, trigger_nccl_dump
 from mpt.launch.hang import overdue, rank_states
-from mpt.launch.pulse import Phase, anonymous_file
+from mpt.launch.pulse import Beat, Phase, anonymous_file
 from mpt.launch.wire import Message, listen
 from mpt.launch.workers import Assignment, Workers
 from mpt.recipe.launch import Hang
 
 BEAT_S = 0.5
 """How often a node says that it is there."""
+
+DUMP_S = 3.0
+"""How long ranks have to write where they are; the coordinator waits a little longer."""
 
 HUNG_AGAIN_S = 30.0
 """A node sees only its own ranks: if others explain their silence, it asks again after this."""
@@ -62,6 +66,7 @@ class Node:
         self._hung_said = -HUNG_AGAIN_S
         self._last_beat = 0.0
         self._reports: list[Message] = []
+        self._stacks: SimpleQueue[Message] = SimpleQueue()
 
     def reachable_at(self, host: str, interface: str | None) -> None:
         """Take in where other nodes reach this one, and the interface they come in by."""
@@ -95,6 +100,8 @@ class Node:
             self._announce()
         else:
             self._watch(self._workers)
+        while not self._stacks.empty():
+            self._reports.append(self._stacks.get())
         now = time.monotonic()
         if now - self._last_beat >= BEAT_S:
             self._last_beat = now
@@ -210,15 +217,21 @@ class Node:
 
     def _dump(self, attempt: int) -> None:
         """Have all ranks write where they are, and report what that says."""
-        states: list[dict[str, Any]] = []
+        pids: dict[int, int] = {}
+        beats: dict[int, Beat] = {}
         if (workers := self._workers) is not None:
             pids = {rank: workers.pids[rank] for rank in workers.alive}
-            logs = attempt_dir(self._run_dir, attempt)
-            asked = trigger_nccl_dump(self._pipes, pids) if self._pipes is not None else []
-            found = rank_states(self.name, logs, pids, workers.beats())
-            await_nccl_dumps(logs, asked)
-            states = [asdict(state) for state in found]
-        self._reports.append({"kind": "stacks", "ranks": states})
+            beats = workers.beats()
+        logs = attempt_dir(self._run_dir, attempt)
+        # Not here: it takes seconds, and a node that says nothing for seconds counts as lost.
+        Thread(target=self._await_dumps, args=(logs, pids, beats), daemon=True).start()
+
+    def _await_dumps(self, logs: Path, pids: dict[int, int], beats: dict[int, Beat]) -> None:
+        deadline = time.monotonic() + DUMP_S
+        asked = trigger_nccl_dump(self._pipes, pids) if self._pipes is not None else []
+        found = rank_states(self.name, logs, pids, beats)
+        await_nccl_dumps(logs, asked, deadline - time.monotonic())
+        self._stacks.put({"kind": "stacks", "ranks": [asdict(state) for state in found]})
 
     def _report_faults(self, faults: list[Fault]) -> None:
         if faults:

@@ -200,7 +200,7 @@ def test_a_corrupt_shard_ends_the_run_before_a_worker_starts(small: Small, tmp_p
     assert not (tmp_path / "run" / "events.jsonl").exists()
 
 
-def test_a_diverging_run_stops_with_its_reason_and_is_not_retried(
+def test_a_diverging_run_rolls_back_as_often_as_it_may_and_then_stops_with_its_reason(
     small: Small, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -210,13 +210,17 @@ def test_a_diverging_run_stops_with_its_reason_and_is_not_retried(
         "optimizer.lr=1e30",
         "train.steps=60",
         "optimizer.weight_decay=0.0",
+        "health.max_rollbacks=1",
         "--run-dir",
         run,
         code=6,
     )
-    assert "20 steps in a row" in done.stderr
-    attempts = [e for e in lines(run / "events.jsonl") if e["event"] == "attempt_started"]
-    assert len(attempts) == 1
+    assert "were skipped in a row" in done.stderr
+    assert f"mpt resume {run} health.max_rollbacks=" in done.stderr
+    kinds = [e["event"] for e in lines(run / "events.jsonl")]
+    assert kinds.count("rollback") == 1
+    assert kinds.count("attempt_started") == 2
+    assert "fault" not in kinds, "a loss that is not a number is nobody's fault"
 
 
 def test_a_worker_that_keeps_dying_uses_up_the_budget(

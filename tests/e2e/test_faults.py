@@ -178,3 +178,19 @@ def test_no_process_is_left_however_a_run_ends(start: Callable[..., Any], small:
     small.mpt(
         "train", small.recipe, "--run-dir", run_dir, "--nproc", "2", "train.steps=100", code=0
     )
+
+
+def test_a_signal_to_one_rank_that_waits_for_another_saves_and_stops_both(
+    start: Callable[..., Any],
+    small: Small,
+    clean: Path,  # noqa: F811
+) -> None:
+    process, run_dir = start("checkpoint.every_steps=1", inject={"slow_rank": 1, "slow_s": 0.4})
+    workers = await_that(lambda: pids(run_dir, 0, 3), process)
+    os.kill(workers[0], signal.SIGTERM)  # in a collective, nearly all of the time, or in a save
+    end(process, code=75)
+    (stopped,) = events(run_dir, "stopped")
+    assert stopped["step"] in [e["step"] for e in events(run_dir, "checkpoint")]
+    assert not events(run_dir, "fault")
+    small.mpt("resume", run_dir)
+    assert final_weights(run_dir) == final_weights(clean)

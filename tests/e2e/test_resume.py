@@ -92,38 +92,6 @@ def test_at_another_world_size_the_same_samples_come_in_the_same_steps(
         assert ours[step] == pytest.approx(theirs[step], rel=LOSS_TOLERANCE), step
 
 
-def test_five_kills_in_a_row_change_no_bit(
-    small: Small, clean: Path, tmp_path: Path, children: list[subprocess.Popen[str]]
-) -> None:
-    run_dir = tmp_path / "run"
-    arguments: list[str | Path] = ["train", small.recipe, "--run-dir", run_dir, "--nproc", "2"]
-    process = small.start(*arguments, "checkpoint.every_steps=1")
-    children.append(process)
-    for kill in range(5):
-
-        def saved_something(kill: int = kill) -> list[int]:
-            """The pids of attempt number `kill`, once it has committed a checkpoint."""
-            events = lines(run_dir / "events.jsonl")
-            starts = [i for i, e in enumerate(events) if e["event"] == "attempt_started"]
-            if len(starts) <= kill:
-                return []
-            since = events[starts[kill] :]
-            pids: list[int] = since[0]["pids"]
-            return pids if any(e["event"] == "checkpoint" for e in since) else []
-
-        pids = await_that(saved_something, process)
-        os.kill(pids[kill % 2], signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    events = lines(run_dir / "events.jsonl")
-    assert [e["event"] for e in events].count("fault") == 5, said
-    assert "was killed by SIGKILL" in said
-    steps = [step for step, _ in resumed_at(run_dir)]
-    assert len(steps) == 5
-    assert 0 < steps[0] <= steps[1] <= steps[2] <= steps[3] <= steps[4] < STEPS, "went on each time"
-    assert final_weights(run_dir) == final_weights(clean)
-
-
 def test_a_survivor_that_cannot_hear_does_not_hold_up_the_repair(
     small: Small, clean: Path, tmp_path: Path, children: list[subprocess.Popen[str]]
 ) -> None:

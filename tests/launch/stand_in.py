@@ -13,6 +13,8 @@ import pytest
 
 from mpt.launch.stacks import GONE, ZOMBIE, process_state
 
+PYTHON = sys.executable
+
 PATIENCE_S = 60.0
 
 HEAD = """\
@@ -52,7 +54,7 @@ def ranks_do(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     program, interpreter = tmp_path / "rank.py", tmp_path / "python"
     program.write_text(HEAD + textwrap.dedent(body))
     # Started in the interpreter's place: what the launcher runs is `python -m mpt.train.worker`.
-    interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{program}" "$@"\n')
+    interpreter.write_text(f'#!/bin/sh\nexec "{PYTHON}" "{program}" "$@"\n')
     interpreter.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(interpreter))
 

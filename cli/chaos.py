@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +59,8 @@ def chaos(
             raise UsageError(f"{where}: was not made by mpt chaos, and is not deleted.")
         shutil.rmtree(where)
     storms = Storms(faults, tuple(k for k in KINDS if k in wanted), nodes, nproc, seed)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)  # by an exception, so that the nodes are ended as well
     proof = prove(cfg, recipe_file, overrides or [], where.absolute(), storms, render.tell)
     if as_json:
         typer.echo(json.dumps({"held": proof.held, **dataclasses.asdict(proof)}))
@@ -65,6 +68,10 @@ def chaos(
         _show(proof)
     if not proof.held:
         raise typer.Exit(EXIT_INTERNAL)
+
+
+def _end(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _show(proof: Proof) -> None:
@@ -94,6 +101,10 @@ def _show(proof: Proof) -> None:
         f"{proof.steps:,} steps in {proof.storm_s:,.0f} s under {len(proof.rows)} faults, "
         f"{proof.calm_s:,.0f} s without; {proof.lost_steps:,} steps taken again; goodput {goodput}"
     )
+    if len(proof.rows) < proof.n_planned:
+        console.print(
+            f"[red]{proof.n_planned - len(proof.rows)} faults did not come: the run was over[/]"
+        )
     for breach in proof.breaches:
         console.print(f"[red]data: {breach}[/]")
     same = (

@@ -7,6 +7,7 @@ that could go on.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import sys
@@ -100,6 +101,8 @@ def _append_line(descriptor: int, line: bytes) -> None:
     Raises:
         OSError: it could not be written, or not all of it.
     """
+    with suppress(OSError):  # on NFS two machines would write over each other
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # until it is closed
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
         line = b"\n" + line

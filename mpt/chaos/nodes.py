@@ -6,10 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mpt.errors import MptError
 from mpt.launch.lease import read_claim
+
+PATIENCE_S = 900.0
+"""A run that takes longer to end, or to take a step, is not going to."""
 
 
 class Nodes:
@@ -88,8 +93,20 @@ class Nodes:
             process.send_signal(number)
 
     def wait(self) -> list[int]:
-        """Wait until every node has ended, and return the exit codes."""
-        return [process.wait() for process in self._processes if process is not None]
+        """Wait until every node has ended, and return the exit codes.
+
+        Raises:
+            MptError: if one does not end.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        try:
+            return [
+                process.wait(max(0.0, deadline - time.monotonic()))
+                for process in self._processes
+                if process is not None
+            ]
+        except subprocess.TimeoutExpired:
+            raise MptError(f"{self._run_dir}: did not end within {PATIENCE_S:g} s.") from None
 
     def exit_codes(self) -> list[int | None]:
         """Return the exit code of each node, None for one that runs."""

@@ -52,6 +52,7 @@ class Proof:
     """What came out."""
 
     rows: tuple[Row, ...]
+    n_planned: int
     steps: int
     goodput: float | None
     """Of the run under faults: seconds of steps that count, by seconds in all."""
@@ -68,7 +69,9 @@ class Proof:
     @property
     def held(self) -> bool:
         """Whether the run was as good as one without faults."""
-        return self.identical and not self.breaches and all(row.survived for row in self.rows)
+        all_came = len(self.rows) >= self.n_planned
+        survived = all(row.survived for row in self.rows)
+        return self.identical and all_came and survived and not self.breaches
 
 
 def prove(
@@ -121,6 +124,7 @@ def prove(
     difference = _difference(storm_dir, calm_dir, cfg.train.steps)
     return Proof(
         rows=tuple(rows(storm.struck, metrics, events)),
+        n_planned=len(planned),
         steps=cfg.train.steps,
         goodput=spent.goodput,
         lost_steps=spent.lost_steps,

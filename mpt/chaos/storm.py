@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mpt.chaos.nodes import Nodes
+from mpt.chaos.nodes import PATIENCE_S, Nodes
 from mpt.chaos.plan import Kind, Planned
 from mpt.chaos.tail import Tail
 from mpt.checkpoint.layout import committed, step_of
@@ -20,9 +20,6 @@ from mpt.errors import EXIT_DONE, EXIT_PREEMPTED, MptError
 from mpt.rundir import CHECKPOINTS, EVENTS, METRICS
 
 LOOK_S = 0.02
-
-PATIENCE_S = 900.0
-"""Without a new step for this long, a run is not going to take one."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,8 @@ class Storm:
             # Not before the last one is repaired: each is to be measured by itself.
             if not self._await(partial(self._is_time, fault.step)):
                 break
-            self._strike(fault.kind)
+            if self._nodes.running():
+                self._strike(fault.kind)
         self._await(lambda: False)
         codes = self._nodes.wait()
         if any(code != EXIT_DONE for code in codes):

@@ -57,9 +57,10 @@ def claim_attempt(run_dir: Path) -> int:
 
     The record of events counts as well: somebody may have cleared the logs away.
     """
-    recorded = [int(event.get("attempt", -1)) for event in read_lines(run_dir / EVENTS)]
+    recorded = [event.get("attempt") for event in read_lines(run_dir / EVENTS)]
+    newest = max((attempt for attempt in recorded if isinstance(attempt, int)), default=-1)
     while True:
-        number = max([next_attempt(run_dir), *(attempt + 1 for attempt in recorded)])
+        number = max(next_attempt(run_dir), newest + 1)
         try:
             attempt_dir(run_dir, number).mkdir(parents=True)
         except FileExistsError:

@@ -17,8 +17,8 @@ from typing import Any
 
 from mpt import errors
 from mpt.launch.attempt import claim_attempt, next_attempt
-from mpt.launch.decide import GiveUp, History, decide, unreliable_nodes
-from mpt.launch.ending import End, gave_up, message, unsaved
+from mpt.launch.decide import GiveUp, History, decide, remember, unreliable_nodes
+from mpt.launch.ending import End, gave_up, message, stopped, unsaved
 from mpt.launch.fault import Fault, cause, hang_fault, lost_node
 from mpt.launch.gather import Gathering, TooFewNodes
 from mpt.launch.group import Attempt, Member, assign, choose
@@ -36,9 +36,6 @@ GIVE_WAY_S = 8.0
 
 SETTLE_S = 1.0
 """A rank that lost its peer may be heard before the peer's own node is: wait for the cause."""
-
-DUMP_S = 5.0
-"""A node that has not sent its stacks by then has none to send."""
 
 
 class Coordinator:
@@ -63,7 +60,7 @@ class Coordinator:
         """
         self._run_dir, self._cfg, self._record = run_dir, cfg, record
         self._committed, self._say = committed, say
-        self._past = list(past_events)
+        self._past = [event for event in past_events if event.get("event") == "fault"]
         self._members: dict[str, Member] = {}
         self._attempt: Attempt | None = None
         self._history = History(cfg.max_restarts, committed=committed())
@@ -108,7 +105,7 @@ class Coordinator:
         """Take in, once, what became of the node that led before; it needs no decision."""
         if self._last_group or self._recovering:
             return
-        self._history, _ = decide(self._history, fault, committed=self._committed())
+        self._history = remember(self._history, fault, committed=self._committed())
         self._record_fault(next_attempt(self._run_dir) - 1, fault)
         self._recovering = time.monotonic()
 
@@ -127,7 +124,7 @@ class Coordinator:
             case "beat" if attempt:
                 attempt.step = max(attempt.step, int(report["step"]))
             case "running" if attempt:
-                attempt.step = max(attempt.step, int(report["step"]))
+                attempt.step, attempt.stepped = max(attempt.step, int(report["step"])), True
                 self._recovered(attempt, now)
             case "started" if attempt:
                 member.pids = [int(pid) for pid in report["pids"]]
@@ -137,7 +134,7 @@ class Coordinator:
             case "hung" if attempt and attempt.asked_at is None and not attempt.faults:
                 attempt.asked_at = now
                 self._order_all(attempt, {"kind": "dump", "attempt": attempt.number})
-            case "stacks" if attempt and attempt.asked_at is not None:
+            case "stacks" if attempt and attempt.asked_at and attempt.number == report["attempt"]:
                 member.stacks = [RankState(**state) for state in report["ranks"]]
             case "ended" if attempt:
                 member.ended = [int(code) for code in report["codes"]]
@@ -145,8 +142,10 @@ class Coordinator:
     def stop(self, number: int, now: float) -> None:
         """A node was asked to stop by a signal: all of them save and end."""
         if self._attempt is None:
-            interrupted = number == signal.SIGINT
-            self.finish(End(errors.EXIT_INTERRUPTED if interrupted else errors.EXIT_PREEMPTED))
+            self._record.event("stopped", signal=number, step=max(self._committed(), 0))
+            self.finish(stopped(number))
+            return
+        if number == self._stopping:  # of all nodes at a time, as a Ctrl-C under srun is
             return
         if not self._stopping:
             name = signal.Signals(number).name
@@ -198,14 +197,16 @@ class Coordinator:
         if unused := {member.name for member in ready} & bad - {m.name for m in members}:
             self._say(f"node {', '.join(sorted(unused))} failed too often lately: not used.")
         number = claim_attempt(self._run_dir)
-        keep, self._drop_memory = not self._drop_memory, False
+        # A node that was away has copies of another branch.
+        keep = set() if self._drop_memory else set(self._last_group)
+        self._drop_memory = False
         self._attempt = Attempt(number, members, now)
         self._last_group = [member.name for member in members]
         self._regrouping = False
         for member, assignment in zip(members, assign(number, members), strict=True):
             member.port = member.ended = member.pids = member.stacks = None
-            order = {"kind": "start", "assignment": asdict(assignment), "keep_memory": keep}
-            self.orders.append((member.name, order))
+            order = {"kind": "start", "assignment": asdict(assignment)}
+            self.orders.append((member.name, {**order, "keep_memory": member.name in keep}))
 
     def _tell_started(self, attempt: Attempt) -> None:
         if not attempt.told and all(member.pids is not None for member in attempt.members):
@@ -237,15 +238,8 @@ class Coordinator:
 
     def _explain_hang(self, attempt: Attempt, now: float) -> None:
         """Turn the stacks of all ranks into a fault with a reason, if it is a hang at all."""
-        waiting = [member for member in attempt.members if member.stacks is None]
-        assert attempt.asked_at is not None, "this is about a hang"
-        if waiting and now - attempt.asked_at < DUMP_S:
-            return
-        states = [state for member in attempt.members for state in member.stacks or []]
-        attempt.asked_at = None
-        for member in attempt.members:
-            member.stacks = None
-        if fault := hang_fault(states, self._cfg.hang):
+        states = attempt.take_stacks(now)
+        if states is not None and (fault := hang_fault(states, self._cfg.hang)):
             self._decide(attempt, fault, now)
 
     def _decide(self, attempt: Attempt, fault: Fault, now: float) -> None:
@@ -253,11 +247,17 @@ class Coordinator:
         self._attempt = None
         self._gathering = Gathering(self._cfg, now, again=True)
         if self._stopping:
+            self._record_fault(attempt.number, fault)
             self.finish(unsaved(self._stopping, fault))
             return
-        self._history, decision = decide(self._history, fault, committed=self._committed())
+        replaceable = len(self.members - {fault.node}) >= self._cfg.min_nodes
+        saved, stepped = self._committed(), attempt.stepped
+        self._history, decision = decide(
+            self._history, fault, committed=saved, stepped=stepped, replaceable=replaceable
+        )
         user_error = isinstance(decision, GiveUp) and decision.exit_code != errors.EXIT_RESTARTS
         if user_error:  # what a worker says in a person's words needs no others
+            self._record.event("gave_up", why=message(fault), exit_code=fault.exit_code)
             self.finish(End(fault.exit_code, message(fault)))
             return
         self._record_fault(attempt.number, fault)

@@ -33,6 +33,8 @@ class History:
     """Faults in a row without a new step."""
     last: tuple[Any, ...] | None = None
     """Identity of the last fault."""
+    last_node: str = ""
+    """Where that was."""
     furthest: int = 0
     """The most steps finished so far."""
     committed: int = -1
@@ -59,30 +61,48 @@ class GiveUp:
     why: str
 
 
-def decide(history: History, fault: Fault, *, committed: int) -> tuple[History, Restart | GiveUp]:
-    """Return what to do about a fault, and what to remember of it.
+def remember(history: History, fault: Fault, *, committed: int) -> History:
+    """Return the history with one more fault, which costs a restart.
 
     Args:
         committed: step of the newest checkpoint now, -1 if there is none.
     """
     refilled = 0 if committed > history.committed else history.used
     progress = fault.step > history.furthest
-    now = replace(
+    return replace(
         history,
         used=refilled + 1,
         fruitless=0 if progress else history.fruitless + 1,
         last=fault.identity,
+        last_node=fault.node,
         furthest=max(history.furthest, fault.step),
         committed=max(history.committed, committed),
     )
-    if fault.is_mistake:
-        code = fault.exit_code if fault.exit_code in USER_ERRORS else errors.EXIT_RESTARTS
-        return now, GiveUp(code, "the same would happen again")
-    if fault.identity is not None and fault.identity == history.last:
+
+
+def decide(
+    history: History, fault: Fault, *, committed: int, stepped: bool, replaceable: bool
+) -> tuple[History, Restart | GiveUp]:
+    """Return what to do about a fault, and what to remember of it.
+
+    Args:
+        committed: step of the newest checkpoint now, -1 if there is none.
+        stepped: whether the attempt had finished a step: then the program at least can run.
+        replaceable: whether there are enough nodes without the one that it happened on.
+    """
+    now = remember(history, fault, committed=committed)
+    if fault.exit_code in USER_ERRORS:
+        return now, GiveUp(fault.exit_code, "the same would happen again")
+    if fault.is_mistake and not stepped:
+        return now, GiveUp(errors.EXIT_RESTARTS, "the same would happen again")
+    again = fault.identity is not None and fault.identity == history.last
+    # Twice on one node may be the node's fault, and that node is not used a third time.
+    its_own = replaceable and fault.attributable and fault.node == history.last_node
+    if again and not its_own:
         return now, GiveUp(errors.EXIT_RESTARTS, f"twice in a row at step {fault.step}")
-    if refilled >= history.max_restarts:
+    if now.used > history.max_restarts:
         why = f"no restarts are left of launch.max_restarts {history.max_restarts}"
-        return replace(now, used=refilled), GiveUp(errors.EXIT_RESTARTS, why)
+        return replace(now, used=history.max_restarts), GiveUp(errors.EXIT_RESTARTS, why)
     return now, Restart(_wait_s(now.fruitless))
 
 

@@ -19,6 +19,12 @@ class End:
     """For the person; empty if there is nothing to explain."""
 
 
+def stopped(number: int) -> End:
+    """Return the end of a run that was asked to stop by a signal, with nothing left to save."""
+    interrupted = number == signal.SIGINT
+    return End(errors.EXIT_INTERRUPTED if interrupted else errors.EXIT_PREEMPTED)
+
+
 def gave_up(run_dir: Path, code: int, why: str, *, started: bool) -> End:
     """Return the end of a run that cannot go on by itself."""
     where = f"; see {run_dir / 'logs'}" if started else ""

@@ -107,10 +107,11 @@ class Fault:
 
 
 _PEER_GONE = re.compile(
-    r"connection (was )?(likely )?(closed|reset|refused)|broken pipe|socket timeout"
-    r"|client socket has|DistStoreError|TCPStore|nccl",
+    r"connection (was )?(likely )?(closed|reset|refused)|broken pipe|socket ?(timeout|progress)"
+    r"|client socket has|remote process exited|DistStoreError|TCPStore|recvValue|sendBytes",
     re.IGNORECASE,
 )
+"""What gloo, NCCL and torch's store say when the other side is gone; not every word of NCCL's."""
 
 _FROM_OUTSIDE = {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"}
 

@@ -15,13 +15,13 @@ from mpt.launch.lease import Claim
 from mpt.launch.node import Node
 from mpt.launch.place import interface_of
 from mpt.launch.run import Run
-from mpt.launch.signals import Signals, stop_signals
+from mpt.launch.signals import Signals
 from mpt.launch.wire import Closed, Wire, connect
 from mpt.log import say
 
 
 def follow(
-    run: Run, node: Node, claim: Claim, address: str, lost: Fault | None
+    run: Run, node: Node, claim: Claim, address: str, lost: Fault | None, signals: Signals
 ) -> End | Fault | None:
     """Do what the node that leads says.
 
@@ -36,27 +36,29 @@ def follow(
         wire = connect(address)
     except Closed:
         return None
-    with stop_signals() as signals:
-        try:
-            hello = {"kind": "hello", "nonce": claim.nonce, "node": node.name}
-            told = None if lost is None else asdict(lost)
-            wire.send({**hello, "identity": run.identity, "lost": told})
-            say(f"mpt: node {node.name} follows {claim.node} at {address}.\n")
-            run.place.own_host = wire.own_host
-            node.reachable_at(wire.own_host, interface_of(wire.own_host))
-            node.join()
-            return _obey(wire, node, signals)
-        except Closed as closed:
-            fault = None
-            if wire.was_heard:
-                fault = lost_node(claim.node, str(closed), node.step, wire.silent_s)
-                say(f"mpt: {fault.why}; it led.\n")
-        finally:
-            wire.close()
-            node.clear()
-        if signals.latest:  # nobody to save with: what is committed stands
-            interrupted = signals.interrupts > 0
-            return End(errors.EXIT_INTERRUPTED if interrupted else errors.EXIT_TERMINATED)
+    fault = None
+    was_running = False
+    try:
+        hello = {"kind": "hello", "nonce": claim.nonce, "node": node.name, "launch": node.launch}
+        told = None if lost is None else asdict(lost)
+        wire.send({**hello, "identity": run.identity, "lost": told})
+        say(f"mpt: node {node.name} follows {claim.node} at {address}.\n")
+        run.place.own_host = wire.own_host
+        node.reachable_at(wire.own_host, interface_of(wire.own_host))
+        node.join()
+        return _obey(wire, node, signals)
+    except Closed as closed:
+        was_running = node.is_running
+        if wire.was_heard:
+            step = max(node.step, run.committed())
+            fault = lost_node(claim.node, str(closed), step, wire.silent_s)
+            say(f"mpt: {fault.why}; it led.\n")
+    finally:
+        wire.close()
+        node.clear()
+    if signals.latest and was_running:  # nobody to save with: what is committed stands
+        interrupted = signals.interrupts > 0
+        return End(errors.EXIT_INTERRUPTED if interrupted else errors.EXIT_TERMINATED)
     return fault
 
 

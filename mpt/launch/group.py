@@ -10,6 +10,9 @@ from mpt.launch.fault import Fault
 from mpt.launch.hang import RankState
 from mpt.launch.workers import Assignment
 
+STACKS_S = 5.0
+"""A node that has not sent the stacks of its ranks by then has none to send."""
+
 
 @dataclass
 class Member:
@@ -45,6 +48,19 @@ class Attempt:
     """When its ranks were asked where they are."""
     step: int = 0
     """The most steps that a rank has finished."""
+    stepped: bool = False
+    """It has finished a step of its own."""
+
+    def take_stacks(self, now: float) -> list[RankState] | None:
+        """Return where all ranks are, once all nodes have said so or had the time to."""
+        assert self.asked_at is not None, "nobody has asked"
+        if any(m.stacks is None for m in self.members) and now - self.asked_at < STACKS_S:
+            return None
+        states = [state for member in self.members for state in member.stacks or []]
+        self.asked_at = None
+        for member in self.members:
+            member.stacks = None
+        return states
 
     def event(self) -> dict[str, Any]:
         """Return what the record of events says of its start."""

@@ -27,6 +27,12 @@ WATCH_S = 0.1
 ALIVE_S = 1.0
 """How often the coordinator says that it is there."""
 
+MOST_STRANGERS = 64
+"""Connections that may be there without having said who they are."""
+
+NAP_S = 2.0
+"""After a turn that took longer, somebody else may lead: look before deciding anything."""
+
 HELLO_S = 5.0
 """A connection that has not said who it is by then is closed."""
 
@@ -47,8 +53,10 @@ class Leader:
         )
         self._selector = selectors.DefaultSelector()
         self._wires: dict[str, Wire] = {}
+        self._launches: dict[str, str] = {}
         self._strangers: dict[Wire, float] = {}
         self._said_alive = 0.0
+        self._last_turn = time.monotonic()
 
     def lead(self, lost: Fault | None) -> End | None:
         """Lead until the run is over, or until another node should; that is None.
@@ -73,10 +81,10 @@ class Leader:
             self._coordinator.inherit(lost)
         try:
             while self._coordinator.end is None:
-                self._turn(server)
-                if self._lease.lost:
+                if self._has_lost_the_lead():
                     say(f"mpt: node {self._node.name} was asleep, and has lost the lead.\n")
                     return None
+                self._turn(server)
                 if self._coordinator.is_forsaken(time.monotonic()):
                     say(f"mpt: node {self._node.name} reaches no other: it leads no more.\n")
                     return None
@@ -88,6 +96,13 @@ class Leader:
                 wire.close()
             self._selector.close()
 
+    def _has_lost_the_lead(self) -> bool:
+        """Whether another leads now. Asked before each turn: one that was asleep would take the
+        nodes that have left it for lost."""
+        now = time.monotonic()
+        napped, self._last_turn = now - self._last_turn > NAP_S, now
+        return self._lease.lost or (napped and not self._lease.holds())
+
     def _turn(self, server: socket.socket | None) -> None:
         ready = self._selector.select(WATCH_S)
         now = time.monotonic()
@@ -95,13 +110,17 @@ class Leader:
             with suppress(OSError):
                 connection, _ = server.accept()
                 self._strangers[Wire(connection)] = now
-        self._greet(now)
+            if len(self._strangers) > MOST_STRANGERS:
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.close()
         for name, wire in list(self._wires.items()):
             try:
                 for report in wire.receive():
                     self._coordinator.heard(name, report, now)
             except Closed as closed:
                 self._drop(name, str(closed), now)
+        self._greet(now)  # after the farewells: who comes back has left before
         for report in self._node.turn():
             self._coordinator.heard(self._node.name, report, now)
         for number in self._signals.take():
@@ -120,25 +139,29 @@ class Leader:
                     if now - since > HELLO_S:
                         raise Closed("it said nothing")
                     continue
-                name = self._admit(wire, messages[0])
-            except Closed:
+                name = self._admit(wire, messages[0], now)
+                host = wire.peer_host
+            except (Closed, OSError):  # the latter: gone already
                 del self._strangers[wire]
                 wire.close()
                 continue
             del self._strangers[wire]
             self._wires[name] = wire
             self._selector.register(wire, selectors.EVENT_READ)
-            self._coordinator.joined(name, wire.peer_host, now)
+            self._launches[name] = str(messages[0].get("launch"))
+            self._coordinator.joined(name, host, now)
             if messages[0].get("lost") is not None:
                 self._coordinator.inherit(Fault(**messages[0]["lost"]))
             for report in messages[1:]:
                 self._coordinator.heard(name, report, now)
 
-    def _admit(self, wire: Wire, hello: Message) -> str:
+    def _admit(self, wire: Wire, hello: Message, now: float) -> str:
         shown, name = ascii(hello.get("nonce")), str(hello.get("node"))
         wanted = ascii(self._lease.claim.nonce)  # compare_digest wants ASCII; this may be anything
         if hello["kind"] != "hello" or not hmac.compare_digest(shown, wanted):
             raise Closed("it does not belong to this run")
+        if name in self._wires and hello.get("launch") == self._launches[name]:
+            self._drop(name, "it has come anew", now)
         why = None
         if name in self._wires or name == self._node.name:
             why = f"a node called {name} is there already; give each its own --node NAME."

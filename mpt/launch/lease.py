@@ -74,6 +74,17 @@ class Lease:
         """Whether another process has taken the run."""
         return self._lost.is_set()
 
+    def holds(self) -> bool:
+        """Read whether the run is still this process's; true where that cannot be read."""
+        try:
+            with self._path.open(encoding="utf-8") as file:
+                claim = _read(file)
+            if claim is not None and not self._is_mine(claim):
+                self._lost.set()
+        except OSError:
+            pass
+        return not self.lost
+
     def publish(self, *, address: str | None, ready: bool) -> None:
         """Say where nodes can join, and whether the run directory is prepared."""
         self.claim = replace(self.claim, address=address, ready=ready)

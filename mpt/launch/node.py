@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
+from secrets import token_hex
 from shutil import rmtree
 from tempfile import mkdtemp
 from threading import Thread
@@ -31,6 +32,9 @@ BEAT_S = 0.5
 
 DUMP_S = 3.0
 """How long ranks have to write where they are; the coordinator waits a little longer."""
+
+CLEAR_S = 30.0
+"""How long killed workers have to be gone."""
 
 HUNG_AGAIN_S = 30.0
 """A node sees only its own ranks: if others explain their silence, it asks again after this."""
@@ -52,6 +56,8 @@ class Node:
         """Make the memory that the workers' copies live in; start nothing yet."""
         self.name = name
         self.nproc = nproc
+        self.launch = token_hex(8)
+        """Tells this process from another that goes by the same name."""
         self._run_dir = run_dir
         self._environment = dict(environment)
         self._hang = hang
@@ -130,7 +136,9 @@ class Node:
         """Kill the workers and wait for their end."""
         self._step = self.step
         self.kill()
-        while self.is_running:
+        deadline = time.monotonic() + CLEAR_S
+        # One that waits for a disk that is gone cannot even be killed: it must not hold us up.
+        while self.is_running and time.monotonic() < deadline:
             time.sleep(0.01)
         if self._workers is not None:
             self._workers.close()
@@ -224,14 +232,18 @@ class Node:
             beats = workers.beats()
         logs = attempt_dir(self._run_dir, attempt)
         # Not here: it takes seconds, and a node that says nothing for seconds counts as lost.
-        Thread(target=self._await_dumps, args=(logs, pids, beats), daemon=True).start()
+        arguments = (attempt, logs, pids, beats)
+        Thread(target=self._await_dumps, args=arguments, daemon=True).start()
 
-    def _await_dumps(self, logs: Path, pids: dict[int, int], beats: dict[int, Beat]) -> None:
+    def _await_dumps(
+        self, attempt: int, logs: Path, pids: dict[int, int], beats: dict[int, Beat]
+    ) -> None:
         deadline = time.monotonic() + DUMP_S
         asked = trigger_nccl_dump(self._pipes, pids) if self._pipes is not None else []
         found = rank_states(self.name, logs, pids, beats)
         await_nccl_dumps(logs, asked, deadline - time.monotonic())
-        self._stacks.put({"kind": "stacks", "ranks": [asdict(state) for state in found]})
+        states = [asdict(state) for state in found]
+        self._stacks.put({"kind": "stacks", "attempt": attempt, "ranks": states})
 
     def _report_faults(self, faults: list[Fault]) -> None:
         if faults:

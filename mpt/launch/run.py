@@ -24,6 +24,8 @@ class Run:
     """Makes run directory and data ready; called by the one that leads, before it does."""
     committed: Callable[[], int]
     """Step of the newest checkpoint, -1 if there is none."""
+    is_done: Callable[[], bool]
+    """Whether the last step of the recipe has been taken and saved."""
 
 
 class Record(Protocol):

@@ -11,6 +11,10 @@ from types import FrameType
 from mpt.launch.attempt import STOP_SIGNALS
 
 
+class Stopped(KeyboardInterrupt):
+    """A stop signal came in where there is nothing to save, and nobody to ask."""
+
+
 @dataclass
 class Signals:
     """Stop signals that have come in."""
@@ -19,6 +23,7 @@ class Signals:
     interrupts: int = 0
     latest: int = 0
     """The one that came in last, taken or not; 0 if there was none."""
+    _raise: bool = False
 
     @property
     def now(self) -> bool:
@@ -29,6 +34,19 @@ class Signals:
         self.interrupts += number == signal.SIGINT
         self.latest = number
         self.pending.append(number)
+        if self._raise:
+            raise Stopped(number)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raise Stopped as soon as a signal comes, within long work that does not look."""
+        self._raise = True
+        try:
+            if self.latest:
+                raise Stopped(self.latest)
+            yield
+        finally:
+            self._raise = False
 
     def take(self) -> list[int]:
         """Return the signals since the last call."""

@@ -7,14 +7,14 @@ import time
 
 from mpt import errors
 from mpt.errors import MptError, RestartBudgetError
-from mpt.launch.ending import End
+from mpt.launch.ending import End, stopped
 from mpt.launch.fault import Fault
 from mpt.launch.follow import follow
 from mpt.launch.lead import WATCH_S, Leader
 from mpt.launch.lease import Claim, Lease, Rival, taken
 from mpt.launch.node import Node
 from mpt.launch.run import Run
-from mpt.launch.signals import stop_signals
+from mpt.launch.signals import Signals, Stopped, stop_signals
 from mpt.log import say
 
 HOLD_BACK_S = 10.0
@@ -33,9 +33,12 @@ def supervise(run: Run, node: Node) -> int:
         MptError: what ended the run; UsageError if it belongs to another launch.
     """
     try:
-        end = _take_part(run, node)
+        with stop_signals() as signals:
+            try:
+                end = _take_part(run, node, signals)
+            finally:
+                node.close()
     finally:
-        node.close()
         if sys.stderr.isatty():
             say(SHOW_CURSOR)  # a rank that was killed could not
     match end.exit_code:
@@ -48,17 +51,19 @@ def supervise(run: Run, node: Node) -> int:
     raise error
 
 
-def _take_part(run: Run, node: Node) -> End:
+def _take_part(run: Run, node: Node, signals: Signals) -> End:
     alone = run.cfg.max_nodes == 1
     rival = Rival(run.run_dir, node.name)
     hold_back_until = time.monotonic() + (0.0 if run.place.leads_first else HOLD_BACK_S)
     lost: Fault | None = None
     prepared = False
     while True:
+        if signals.latest:
+            return stopped(signals.latest)
         if rival.look() and time.monotonic() >= hold_back_until:
             if (lease := rival.take()) is not None:
                 ready = rival.claim is not None and rival.claim.ready
-                ended = _lead(run, node, lease, lost, prepared=prepared and ready)
+                ended = _lead(run, node, lease, lost, signals, prepared=prepared and ready)
                 if ended is not None:
                     return ended
                 hold_back_until = time.monotonic() + HOLD_BACK_S
@@ -67,7 +72,7 @@ def _take_part(run: Run, node: Node) -> End:
             if rival.renewed:
                 raise taken(run.run_dir, rival.claim)
         elif rival.claim is not None and rival.claim.address is not None:
-            followed = follow(run, node, rival.claim, rival.claim.address, lost)
+            followed = follow(run, node, rival.claim, rival.claim.address, lost, signals)
             if isinstance(followed, End):
                 return followed
             if followed is not None:
@@ -80,7 +85,15 @@ def _is_alone(claim: Claim) -> bool:
     return claim.ready and claim.address is None
 
 
-def _lead(run: Run, node: Node, lease: Lease, lost: Fault | None, *, prepared: bool) -> End | None:
+def _lead(
+    run: Run,
+    node: Node,
+    lease: Lease,
+    lost: Fault | None,
+    signals: Signals,
+    *,
+    prepared: bool,
+) -> End | None:
     """Lead from here on, until the end or until another node should.
 
     Args:
@@ -89,9 +102,13 @@ def _lead(run: Run, node: Node, lease: Lease, lost: Fault | None, *, prepared: b
     """
     try:
         if not prepared:
-            run.prepare()
-        with stop_signals() as signals:
-            return Leader(run, node, lease, signals).lead(lost)
+            with signals.raised():
+                run.prepare()
+        if run.cfg.max_nodes > 1 and run.is_done():  # a node that is late must not wait for others
+            return End(errors.EXIT_DONE)
+        return Leader(run, node, lease, signals).lead(lost)
+    except Stopped:
+        return stopped(signals.latest)
     finally:
         node.kill()
         lease.release()

@@ -14,6 +14,7 @@ from pathlib import Path
 from mpt.launch.attempt import (
     ATTEMPT,
     MEMORY_FD,
+    STOP_SIGNALS,
     STORE_FD,
     SUPERVISOR,
     attempt_dir,
@@ -109,14 +110,22 @@ class Workers:
         if store is not None and self.assignment.first_rank + local_rank == 0:
             own[STORE_FD] = str(store)
             descriptors.append(store)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mpt.train.worker", str(self._run_dir)],
-            env={**os.environ, **environment, **own},
-            pass_fds=descriptors,
-            stdin=subprocess.DEVNULL,
-            # A session of its own: Ctrl-C on the terminal is for the supervisor to pass on.
-            start_new_session=True,
-        )
+        # Until it can answer them, stop signals wait: they would end the rank where it stands.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mpt.train.worker", str(self._run_dir)],
+                env={**os.environ, **environment, **own},
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+                # A session of its own: Ctrl-C on the terminal is for the supervisor to pass on.
+                start_new_session=True,
+            )
+        except OSError:
+            pulse.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         self._workers.append(_Worker(int(own["RANK"]), process, pulse))
 
     @property

@@ -197,6 +197,7 @@ def _judge(cfg: Recipe, state: RunState, services: Services) -> RunState:
     """Return the state with the result that was still out, or go back if it was too many."""
     state = services.watch.settle(state)
     if must_roll_back(state.vitals, cfg.health):
+        services.pulse.beat(Phase.SAVE, state.step)  # one may still be written, and takes long
         services.saver.wait()
         services.memory.forget()
         services.roll_back(state.vitals.streak, services.watch.why_skipped)

@@ -24,9 +24,9 @@ from mpt.launch.place import Place
 from mpt.launch.plan import count_gpus, n_workers, worker_environment
 from mpt.launch.run import Run
 from mpt.launch.supervisor import supervise
-from mpt.log import Journal, utc_now
+from mpt.log import Journal, read_lines, utc_now
 from mpt.recipe import Recipe
-from mpt.rundir import CHECKPOINTS, PROVENANCE, RECIPE, RECIPE_SOURCE, versions
+from mpt.rundir import CHECKPOINTS, EVENTS, PROVENANCE, RECIPE, RECIPE_SOURCE, versions
 from mpt.storage import atomic_write, hash_file, read_json
 from mpt.tokenizer import load_tokenizer
 
@@ -78,17 +78,29 @@ def start(
         hang=cfg.launch.hang,
         on_gpus=n_gpus > 0,
     )
+
+    def newest() -> int:
+        return max(map(step_of, committed(run_dir / CHECKPOINTS)), default=-1)
+
     run = Run(
         run_dir,
         cfg.launch,
         identity=recipe.recipe_hash(replace(cfg, launch=replace(cfg.launch, nproc="auto"))),
         place=place,
         prepare=lambda: _make_ready(cfg, run_dir, source, tell, progress),
-        committed=lambda: max(map(step_of, committed(run_dir / CHECKPOINTS)), default=-1),
+        committed=newest,
+        is_done=lambda: newest() >= cfg.train.steps and _has_finished(run_dir),
     )
     code = supervise(run, node)
     tell(_last_word(code, run_dir))
     return code
+
+
+def _has_finished(run_dir: Path) -> bool:
+    """Whether the last attempt came to its end, evaluation included."""
+    kinds = [event.get("event") for event in read_lines(run_dir / EVENTS)]
+    started = len(kinds) - kinds[::-1].index("attempt_started") if "attempt_started" in kinds else 0
+    return "finished" in kinds[started:]
 
 
 def _make_ready(

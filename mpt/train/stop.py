@@ -23,6 +23,8 @@ class StopSignal:
         stop = cls()
         for number in STOP_SIGNALS:
             signal.signal(number, stop._receive)
+        # The supervisor has held them back until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return stop
 
     def _receive(self, number: int, _: FrameType | None) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mpt.launch.attempt import next_attempt
 from mpt.launch.coordinator import Coordinator
 from mpt.launch.fault import Fault
 from mpt.launch.gather import LAST_CALL_S
@@ -65,6 +66,8 @@ class Cluster:
             self.report(name, "ready", nproc=NPROC, port=29500)
 
     def report(self, name: str, kind: str, **fields: Any) -> None:
+        if kind == "stacks":
+            fields.setdefault("attempt", next_attempt(self.run_dir) - 1)
         self.coordinator.heard(name, {"kind": kind, **fields}, self.now)
 
     def fail(self, name: str, *faults: Fault) -> None:

@@ -21,9 +21,10 @@ HEAD = """\
 import json, os, signal, sys, time
 from pathlib import Path
 
-from mpt.launch.attempt import LastWords, leave_last_words
+from mpt.launch.attempt import STOP_SIGNALS, LastWords, leave_last_words
 from mpt.launch.pulse import Phase, Pulse
 
+signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 assert sys.argv[1:3] == ["-m", "mpt.train.worker"], sys.argv
 run_dir, rank = Path(sys.argv[3]), int(os.environ["RANK"])
 

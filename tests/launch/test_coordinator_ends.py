@@ -101,12 +101,61 @@ def test_a_mistake_of_the_users_ends_the_run_in_the_words_of_the_worker(
 
 
 def test_a_mistake_in_the_program_ends_the_run_without_a_restart(tmp_path: Path) -> None:
-    cl = running(tmp_path, 1, "a")
+    cl = cluster(tmp_path, 1)
+    cl.come("a")
+    cl.start()
     cl.fail("a", failed("a", "ImportError: No module named 'flash_attn'"))
     cl.pass_time()
     end = ended(cl)
     assert end.exit_code == 5
     assert "ImportError: No module named 'flash_attn'; the same would happen again" in end.why
+
+
+def test_what_looks_like_a_mistake_after_many_steps_is_tried_once_more(tmp_path: Path) -> None:
+    cl = running(tmp_path, 1, "a")
+    for _ in range(2):
+        assert cl.coordinator.end is None
+        cl.fail("a", failed("a", "IndexError: list index out of range", step=5))
+        cl.pass_time()
+        cl.ready("a")
+        if cl.coordinator.end is None:
+            cl.start(step=5)
+    assert ended(cl).exit_code == 5
+
+
+def test_the_same_signal_from_all_nodes_is_one_request(tmp_path: Path) -> None:
+    cl = running(tmp_path, 2, "a", "b")
+    cl.report("a", "stop", number=int(signal.SIGINT))
+    cl.report("b", "stop", number=int(signal.SIGINT))
+    cl.pass_time()
+    order = {"kind": "signal", "number": int(signal.SIGINT)}
+    assert cl.orders("signal") == [("a", order), ("b", order)], "a second one would end them now"
+
+
+def test_a_node_that_fails_the_same_way_twice_is_replaced_if_it_can_be(tmp_path: Path) -> None:
+    cl = running(tmp_path, 2, "a", "b", "spare")
+    broken = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+    for _ in range(2):
+        cl.fail("b", failed("b", broken, step=5))
+        cl.pass_time()
+        assert cl.coordinator.end is None
+        cl.ready("a", "b")
+        nodes = cl.start(step=5)
+    assert nodes == ["a", "spare"]
+    cl.fail("spare", failed("spare", broken, step=5))
+    cl.pass_time()
+    assert ended(cl).exit_code == 5, "it was not the node"
+
+
+def test_copies_in_memory_of_a_node_that_was_away_are_not_kept(tmp_path: Path) -> None:
+    cl = running(tmp_path, 2, "a", "b", "spare")
+    cl.fail("a", killed("a", step=5))
+    cl.pass_time()
+    cl.coordinator.left("b", "it closed the connection", cl.now)
+    cl.ready("a")
+    cl.pass_time()
+    kept = {name: order["keep_memory"] for name, order in cl.orders("start")}
+    assert kept == {"a": True, "spare": False}
 
 
 def test_a_rollback_starts_again_without_copies_in_memory_and_costs_nothing(

@@ -48,7 +48,9 @@ def restarts(faults: list[tuple[Fault, int]], history: History) -> list[Restart 
     """Return the decisions on (fault, newest checkpoint) one after the other, to the first end."""
     decisions: list[Restart | GiveUp] = []
     for fault, committed in faults:
-        history, decision = decide(history, fault, committed=committed)
+        history, decision = decide(
+            history, fault, committed=committed, stepped=False, replaceable=False
+        )
         decisions.append(decision)
         if isinstance(decision, GiveUp):
             break
@@ -74,7 +76,9 @@ def test_what_only_a_person_can_mend_is_never_tried_again(
     said: str, code: int, ends_with: int
 ) -> None:
     fault = failed(said, step=7, code=code)
-    _, decision = decide(History(max_restarts=10), fault, committed=5)
+    _, decision = decide(
+        History(max_restarts=10), fault, committed=5, stepped=False, replaceable=False
+    )
     assert isinstance(decision, GiveUp)
     assert decision.exit_code == ends_with
     assert not fault.attributable, "no node is to blame for it"
@@ -128,7 +132,9 @@ def test_each_new_checkpoint_gives_all_restarts_back() -> None:
     faults = [(killed(step=s), c) for s, c in ((1, -1), (2, -1), (6, 5), (7, 5), (8, 5))]
     decisions = restarts(faults, History(max_restarts=2))
     assert [isinstance(decision, Restart) for decision in decisions] == [True] * 4 + [False]
-    history, _ = decide(History(max_restarts=2), killed(step=1), committed=-1)
+    history, _ = decide(
+        History(max_restarts=2), killed(step=1), committed=-1, stepped=False, replaceable=False
+    )
     assert history.left == 1
 
 
@@ -157,7 +163,13 @@ def test_between_two_checkpoints_there_are_never_more_restarts_than_allowed(
     for fault, step, saved in course:
         if saved:
             committed, since = committed + 1, 0
-        history, decision = decide(history, replace(fault, step=step), committed=committed)
+        history, decision = decide(
+            history,
+            replace(fault, step=step),
+            committed=committed,
+            stepped=False,
+            replaceable=False,
+        )
         if isinstance(decision, GiveUp):
             break
         since += 1

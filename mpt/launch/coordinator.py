@@ -20,7 +20,7 @@ from mpt.launch.attempt import claim_attempt, next_attempt
 from mpt.launch.decide import GiveUp, History, decide, remember, unreliable_nodes
 from mpt.launch.ending import End, gave_up, message, stopped, unsaved
 from mpt.launch.fault import Fault, cause, hang_fault, lost_node
-from mpt.launch.gather import Gathering, TooFewNodes
+from mpt.launch.gather import DISK_S, Gathering, TooFewNodes
 from mpt.launch.group import Attempt, Member, assign, choose
 from mpt.launch.hang import RankState
 from mpt.launch.run import Record
@@ -30,9 +30,6 @@ from mpt.recipe.launch import Launch
 
 NODE_SILENT_S = 4.0
 """A node that says nothing for this long is lost."""
-
-GIVE_WAY_S = 8.0
-"""A node that has led, and is cut off from all others for this long, lets another lead."""
 
 SETTLE_S = 1.0
 """A rank that lost its peer may be heard before the peer's own node is: wait for the cause."""
@@ -98,8 +95,7 @@ class Coordinator:
 
     def is_forsaken(self, now: float) -> bool:
         """Whether all other nodes have been gone for long: then they may have each other."""
-        alone = self._attempt is None and len(self._members) == 1 < self._cfg.min_nodes
-        return alone and self._gathering.again and now - self._gathering.since > GIVE_WAY_S
+        return self._attempt is None and self._gathering.is_forsaken(len(self._members), now)
 
     def inherit(self, fault: Fault) -> None:
         """Take in, once, what became of the node that led before; it needs no decision."""
@@ -196,7 +192,12 @@ class Coordinator:
         members = choose(ready, self._last_group, bad, fewest=fewest, most=most)
         if unused := {member.name for member in ready} & bad - {m.name for m in members}:
             self._say(f"node {', '.join(sorted(unused))} failed too often lately: not used.")
-        number = claim_attempt(self._run_dir)
+        try:
+            number = claim_attempt(self._run_dir)
+        except OSError as error:  # a full disk may not stay full
+            self._say(f"{error.filename}: {error.strerror}; trying again in {DISK_S:.0f} s.")
+            self._gathering.not_before = now + DISK_S
+            return
         # A node that was away has copies of another branch.
         keep = set() if self._drop_memory else set(self._last_group)
         self._drop_memory = False
@@ -293,8 +294,7 @@ class Coordinator:
     def finish(self, end: End) -> None:
         """End the run on every node."""
         self.end = end
-        order = {"kind": "end", "exit_code": end.exit_code, "why": end.why}
-        self.orders += [(name, order) for name in self._members]
+        self.orders += [(name, end.order()) for name in self._members]
 
     def _order_all(self, attempt: Attempt, order: Message) -> None:
         self.orders += [(member.name, order) for member in attempt.members]

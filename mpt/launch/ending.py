@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mpt import errors
 from mpt.launch.fault import Fault
@@ -17,6 +18,10 @@ class End:
     exit_code: int
     why: str = ""
     """For the person; empty if there is nothing to explain."""
+
+    def order(self) -> dict[str, Any]:
+        """Return what the nodes are told."""
+        return {"kind": "end", "exit_code": self.exit_code, "why": self.why}
 
 
 def stopped(number: int) -> End:

@@ -11,6 +11,12 @@ from mpt.recipe.launch import Launch
 LAST_CALL_S = 5.0
 """With enough nodes to start but fewer than there may be, wait this long for one more."""
 
+GIVE_WAY_S = 8.0
+"""A node that has led, and is cut off from all others for this long, lets another lead."""
+
+DISK_S = 10.0
+"""Between tries to claim an attempt on a disk that is full."""
+
 CLEAR_S = 30.0
 """A node that cannot get rid of its old workers for this long is not waited for."""
 
@@ -55,3 +61,8 @@ class Gathering:
         if self.again or len(ready) >= self.cfg.max_nodes:
             return ready
         return ready if now - self._enough_since >= LAST_CALL_S else []
+
+    def is_forsaken(self, n_members: int, now: float) -> bool:
+        """Whether the one that leads has been alone for long, after it was not."""
+        alone = n_members == 1 < self.cfg.min_nodes
+        return alone and self.again and now - self.since > GIVE_WAY_S

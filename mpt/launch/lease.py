@@ -241,8 +241,8 @@ def _read(file: TextIO) -> Claim | None:
 def _write(file: TextIO, claim: Claim) -> None:
     text = json.dumps(asdict(claim)) + "\n"
     file.seek(0)
-    file.truncate(0)
     file.write(text)
+    file.truncate()  # after the text: on a full disk, what is there already has its room
     file.flush()
     os.fsync(file.fileno())
 

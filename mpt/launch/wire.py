@@ -9,7 +9,7 @@ from typing import Any
 
 Message = dict[str, Any]
 
-LIMIT_BYTES = 1 << 20
+LIMIT_BYTES = 8 << 20
 """A line, or a backlog of lines not yet taken by the other side, beyond this ends a connection."""
 
 CONNECT_S = 2.0

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mpt.launch.coordinator import GIVE_WAY_S, SETTLE_S
+from mpt.launch.coordinator import SETTLE_S
 from mpt.launch.ending import End
 from mpt.launch.fault import lost_node
+from mpt.launch.gather import GIVE_WAY_S
 from tests.launch.cluster import Cluster, cluster, failed, killed, peer_gone, running
 
 

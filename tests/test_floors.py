@@ -119,6 +119,8 @@ def test_every_package_travels_in_the_wheel() -> None:
         "import mpt.cli.main",
         "import mpt.status",
         "import mpt.data.prepare",
+        "import mpt.train.start",
+        "import mpt.chaos.prove",
         "from mpt.cli.main import main; import sys; sys.argv = ['mpt', '--help']; main()",
         "from mpt.cli.main import main; import sys; "
         "sys.argv = ['mpt', 'train', 'recipes/tiny.yaml', '--check']; main()",

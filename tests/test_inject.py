@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from mpt.dist import Ranks
 from mpt.errors import UsageError
+from mpt.launch.attempt import INJECT
 from mpt.log import read_lines
 from mpt.rundir import EVENTS
 from mpt.state import Microbatch
-from mpt.train.inject import INJECT, SPIKE, Faults, Injector, parse_faults
+from mpt.train.inject import SPIKE, Faults, Injector, parse_faults
 from tests.world import on_ranks
 
 BATCH = Microbatch(torch.zeros(1, 1), torch.zeros(1, 1))

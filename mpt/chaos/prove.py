@@ -15,12 +15,12 @@ from mpt.chaos.report import Row, rows
 from mpt.chaos.storm import Storm
 from mpt.checkpoint.layout import step_directory
 from mpt.errors import UsageError
+from mpt.launch.attempt import INJECT
 from mpt.launch.plan import gpu_names
 from mpt.ledger import Ledger, read_ledger
 from mpt.lineage import account, breaches, lineage, positions
 from mpt.recipe import Recipe
 from mpt.rundir import CHECKPOINTS, LEDGER
-from mpt.train.inject import INJECT
 
 MARK = "chaos.json"
 """What tells a directory that this made from one that it must not delete."""

@@ -19,6 +19,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 ATTEMPT = "MPT_ATTEMPT"
 """Environment variable: the number of the attempt that a worker belongs to."""
 
+INJECT = "MPT_INJECT"
+"""Environment variable: faults that ranks are to make themselves, as JSON (mpt/train/inject.py)."""
+
 MEMORY_FD = "MPT_MEMORY_FD"
 """Environment variable: descriptor of the memory where a rank keeps copies of its state."""
 

@@ -21,14 +21,11 @@ from torch import Tensor, nn
 
 from mpt.dist import Ranks
 from mpt.errors import UsageError
-from mpt.launch.attempt import this_attempt
+from mpt.launch.attempt import INJECT, this_attempt
 from mpt.log import Journal
 from mpt.objective import Objective
 from mpt.rundir import LOGS
 from mpt.state import Microbatch
-
-INJECT = "MPT_INJECT"
-"""Environment variable: a JSON object of `Faults`."""
 
 SPIKE = 1000.0
 """Factor on the loss of one rank."""

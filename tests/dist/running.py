@@ -23,7 +23,7 @@ from mpt.recipe.recipe import Recipe
 from mpt.recipe.train import Checkpoint, Evaluation, Health, Optimizer, Schedule, Train
 from mpt.rundir import LEDGER, METRICS
 from mpt.state import RunState
-from mpt.train.inject import INJECT
+from mpt.launch.attempt import INJECT
 from mpt.train.run import train
 from tests.data.cases import small_model, write_dataset, write_tokenizer
 from tests.tiny_model import digest

@@ -22,7 +22,7 @@ CFG = Hang()
 MAIN = 0x7F00
 
 TORCH = "/venv/lib/python3.11/site-packages/torch"
-OWN = "/home/mpt/work/mpt"
+OWN = "/home/me/src/mpt"
 
 STEP = f"{OWN}/train/step.py:52 train_step"
 LOOP = f"{OWN}/train/loop.py:88 loop"

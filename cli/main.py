@@ -11,7 +11,7 @@ import typer
 from mpt import __version__
 from mpt.errors import EXIT_INTERRUPTED, EXIT_USAGE, MptError, RecipeError
 
-from . import chaos, data, model, run, submit
+from . import chaos, data, generate, model, run, submit
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +24,8 @@ for command in (run.train, run.resume, run.status, run.verify, run.init):
 app.command()(submit.submit)
 app.command()(chaos.chaos)
 app.command()(model.export)
-app.command()(model.generate)
+app.command("import")(model.import_)
+app.command()(generate.generate)
 app.add_typer(data.app, name="data")
 
 

@@ -14,9 +14,10 @@ from mpt.log import say
 
 if TYPE_CHECKING:
     from mpt.hf.export import Exported
-    from mpt.hf.prove import Proof
+    from mpt.hf.importing import Imported
     from mpt.lineage import Account
     from mpt.recipe import Recipe
+    from mpt.recipe.attention import Choice, Device
     from mpt.recipe.budget import Plan
     from mpt.status import Status
 
@@ -28,8 +29,35 @@ def tell(text: str) -> None:
     say(f"mpt: {text}\n")
 
 
-def plan(cfg: Recipe, found: Plan, run_dir: Path, as_json: bool) -> None:
-    """Show what a recipe would do."""
+@dataclasses.dataclass(frozen=True)
+class Prospect:
+    """What a recipe would need on one kind of device."""
+
+    device: Device
+    attention: Choice
+    plans: list[Plan]
+    """With no activation checkpointing, a selective and a full one."""
+
+    @property
+    def where(self) -> str:
+        """How the device is called in a sentence."""
+        return "on a GPU" if self.device == "cuda" else "on this CPU"
+
+    @property
+    def activations(self) -> str:
+        """What a microbatch keeps, by how much is made again."""
+        sizes = [f"{plan.activation_bytes / GIB:.2f}" for plan in self.plans]
+        if len(set(sizes)) == 1:
+            return f"{sizes[0]} GiB {self.where}"
+        return (
+            f"{sizes[0]} GiB {self.where} ({sizes[1]} with selective, {sizes[2]} with full "
+            "activation checkpointing)"
+        )
+
+
+def plan(cfg: Recipe, prospects: list[Prospect], run_dir: Path, as_json: bool) -> None:
+    """Show what a recipe would do, first of all on this machine."""
+    found = prospects[0].plans[0]
     if as_json:
         typer.echo(json.dumps({"run_dir": str(run_dir), **dataclasses.asdict(found)}))
         return
@@ -49,13 +77,15 @@ def plan(cfg: Recipe, found: Plan, run_dir: Path, as_json: bool) -> None:
             "learning rate": f"{cfg.optimizer.lr:g}, {cfg.schedule.name}, "
             f"{cfg.schedule.warmup_steps:,} warm-up steps",
             "workers": workers,
+            "options": ", ".join(found.unusual) or "as MPT was released",
             "precision": train.precision,
+            "attention": "; ".join(f"{each.where} {each.attention}" for each in prospects),
             "microbatch": "auto: the fewest, as large as memory allows"
             if train.microbatch_size == "auto"
             else f"{train.microbatch_size} samples",
-            "memory": f"{found.state_bytes_per_rank / GIB:.2f} GiB of state a worker, "
-            f"and about {found.activation_bytes / GIB:.2f} GiB of activations "
-            f"for a microbatch of {found.microbatch_size}",
+            "state": f"{found.state_bytes_per_rank / GIB:.2f} GiB a worker",
+            "activations": f"about, for a microbatch of {found.microbatch_size}: "
+            + "; ".join(each.activations for each in prospects),
             "checkpoints": f"every {cfg.checkpoint.every_steps:,} steps, "
             f"{found.n_checkpoints_kept} kept, {found.bytes_per_checkpoint / GIB:.2f} GiB each",
         }
@@ -138,7 +168,7 @@ def exported(done: Exported, as_json: bool) -> None:
             {
                 "exported": f"{done.directory} ({done.bytes / 1e6:,.1f} MB, {done.dtype})",
                 "files": ", ".join(done.files),
-                "proved": _proof(done.proof),
+                "proved": "no" if done.proof is None else str(done.proof),
             }
         )
     for note in done.notes:
@@ -150,13 +180,22 @@ def exported(done: Exported, as_json: bool) -> None:
         )
 
 
-def _proof(proof: Proof | None) -> str:
-    if proof is None:
-        return "no"
-    return (
-        f"transformers {proof.transformers} computes the same: logits of {proof.n_tokens:,} tokens "
-        f"differ by {proof.max_difference:.1e} at most, ids of {proof.n_texts} texts are equal"
-    )
+def imported(done: Imported, as_json: bool) -> None:
+    """Show what an import brought in."""
+    if as_json:
+        result = dataclasses.asdict(done) | {"directory": str(done.directory)}
+        typer.echo(json.dumps(result))
+    else:
+        _rows(
+            {
+                "imported": f"{done.directory} ({done.bytes / 1e6:,.1f} MB, "
+                f"{', '.join(done.dtypes)})",
+                "model": f"{done.n_parameters:,} parameters, {done.architecture} in transformers",
+                "files": ", ".join(done.files),
+            }
+        )
+    for note in done.notes:
+        tell(note)
 
 
 def recipes(found: dict[str, str]) -> None:

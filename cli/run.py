@@ -6,12 +6,15 @@ import dataclasses
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from mpt.errors import EXIT_CHECKPOINT, UsageError
+from mpt.recipe.activations import Recompute
+from mpt.recipe.attention import Device
 
 from . import render
 from .data import watch_progress
@@ -58,14 +61,12 @@ def train(
     """Train a model from a recipe, or go on with it: the same command does both."""
     from mpt import recipe
     from mpt.data.dataset import tokenizer_problems
-    from mpt.recipe.budget import plan
 
     changes = [*(overrides or []), *_launch_overrides(nproc, nnodes)]
     cfg = recipe.load(recipe_file, changes, checks=[tokenizer_problems])
     directory = run_dir or Path("runs") / cfg.run
     if check:
-        world_size = 1 if cfg.launch.nproc == "auto" else cfg.launch.nproc
-        render.plan(cfg, plan(cfg, world_size), directory, as_json)
+        render.plan(cfg, _prospects(cfg), directory, as_json)
         return
     raise typer.Exit(_start(cfg, directory, recipe_file, rdzv, node))
 
@@ -132,6 +133,35 @@ def init(
         raise UsageError(f"{path}: is there already; move it, or train it as it is.") from None
     typer.echo(path)
     print(f"mpt: next: mpt train {path}", file=sys.stderr)
+
+
+def _prospects(cfg: Recipe) -> list[render.Prospect]:
+    """Return what the recipe needs on this machine, and on GPUs if it has none."""
+    from mpt.launch.plan import count_gpus, n_workers
+    from mpt.recipe.attention import choose, flash_is_installed
+    from mpt.recipe.budget import plan
+
+    n_gpus = count_gpus()
+    world_size = n_workers(cfg.launch.nproc, n_gpus) * cfg.launch.max_nodes
+    precision = "bf16" if cfg.train.precision == "auto" else cfg.train.precision
+
+    def prospect(device: Device) -> render.Prospect:
+        choice = choose(
+            cfg.train.attention,
+            cfg.model,
+            device,
+            flash_installed=n_gpus > 0 and flash_is_installed(),
+            precision=precision,
+        )
+        plans = [plan(cfg, world_size, choice.backend, how) for how in get_args(Recompute)]
+        return render.Prospect(device, choice, plans)
+
+    if n_gpus:
+        return [prospect("cuda")]
+    here = prospect("cpu")
+    with suppress(UsageError):  # what the recipe asks for is made for CPUs
+        return [here, prospect("cuda")]
+    return [here]
 
 
 def _start(

@@ -40,7 +40,7 @@ def evaluate(
                 beat()
                 if any_rank(stop()):
                     return None
-                nats += objective(model, batch)
+                nats += objective(model, batch).nats
                 n_targets += (batch.targets != IGNORE).sum()
     finally:
         model.train()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
-from mpt.state import Microbatch
+from mpt.state import Loss, Microbatch
 
-Objective = Callable[[nn.Module, Microbatch], Tensor]
-"""-> nats summed over the target tokens of one microbatch, () fp32."""
+Objective = Callable[[nn.Module, Microbatch], Loss]
+"""-> the loss of one microbatch, summed over its target tokens."""
 
 
-def next_token_nats(model: nn.Module, microbatch: Microbatch) -> Tensor:
-    """Return the cross-entropy of each next token, summed over targets: () fp32, in nats."""
-    nats: Tensor = model(microbatch.tokens, microbatch.targets)
-    return nats
+def next_token_loss(model: nn.Module, microbatch: Microbatch) -> Loss:
+    """Return the cross-entropy of each next token, summed over targets, in nats."""
+    loss: Loss = model(microbatch.tokens, microbatch.targets, microbatch.documents)
+    return loss

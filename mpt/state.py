@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # not at run time: who only looks at a checkpoint's manifest needs no torch
     from torch import Tensor
@@ -97,6 +97,17 @@ class Microbatch:
     """(B, S) int64."""
     targets: Tensor
     """(B, S) int64; IGNORE where no loss is taken."""
+    documents: Tensor | None = None
+    """(B, S) int64, if documents in a sample do not see each other: which one each token is of."""
+
+
+class Loss(NamedTuple):
+    """What one microbatch costs, summed over its target tokens; () fp32 each."""
+
+    objective: Tensor
+    """What is minimised: the nats, and what regularises them."""
+    nats: Tensor
+    """What is reported; it takes no gradient."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Text to token ids and back without losing a character: byte-fallback BPE from sentencepiece."""
+"""Text to token ids and back without losing a character: what a tokenizer is, and mpt's own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from mpt import sentencepiece_file
 from mpt.errors import DataError
 from mpt.sentencepiece_file import Piece
 from mpt.storage import atomic_write
+
+MODEL_FILE = "tokenizer.model"
+"""What a sentencepiece model is called in a checkpoint or an export."""
+JSON_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+"""What Hugging Face's format is called there; the latter names the end of document."""
 
 EOD_PIECE = "<|endoftext|>"
 UNK_PIECE = "<unk>"
@@ -65,7 +70,7 @@ class Tokenizer(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the tokenizer file: two tokenizers with the same one give the same ids."""
+        """Hex digest of what counts: two tokenizers with the same one give the same ids."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without an end-of-document id.
@@ -88,14 +93,37 @@ class Tokenizer(Protocol):
         """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD, special ids nothing."""
 
 
-def load_tokenizer(path: Path) -> SentencePieceTokenizer:
-    """Return the tokenizer in a sentencepiece model file.
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer in a sentencepiece model, or in a tokenizer.json if it ends in .json.
 
     Raises:
-        DataError: if the file is missing, is no sentencepiece model, or has an option that loses
+        DataError: if the file is missing, is not what its name says, or has an option that loses
             text or that an exported tokenizer could not reproduce; the message names them all.
+        UsageError: if a tokenizer.json is given and the `tokenizers` library is not installed.
     """
-    return SentencePieceTokenizer(path)
+    if path.suffix != ".json":
+        return SentencePieceTokenizer(path)
+    from mpt import tokenizer_json  # at the top it would be imported by what it imports
+
+    return tokenizer_json.JsonTokenizer(path)
+
+
+def tokenizer_file_in(directory: Path) -> Path | None:
+    """Return the tokenizer that a checkpoint or an export holds, or None.
+
+    An export of a sentencepiece model holds both formats; the original counts.
+    """
+    paths = (directory / name for name in (MODEL_FILE, JSON_FILE))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def tokenizer_files(path: Path) -> dict[str, bytes]:
+    """Return what a copy of a tokenizer consists of: content by the name to give it."""
+    if path.suffix != ".json":
+        return {MODEL_FILE: _read(path)}
+    beside = path.with_name(CONFIG_FILE)
+    kept = {JSON_FILE: _read(path)}
+    return kept | {CONFIG_FILE: _read(beside)} if beside.is_file() else kept
 
 
 def train_tokenizer(texts: Iterable[str], path: Path, *, vocab_size: int) -> None:
@@ -106,9 +134,11 @@ def train_tokenizer(texts: Iterable[str], path: Path, *, vocab_size: int) -> Non
 
     Raises:
         DataError: if `vocab_size` is too small for 256 bytes, the special tokens and the
-            characters of the texts, or larger than the texts can fill. The second is an error,
-            and not a smaller tokenizer, because the model's shape follows from the size.
+            characters of the texts, or larger than the texts can fill: an error, not a smaller
+            tokenizer, because the model's shape follows from it. Also if `path` ends in .json.
     """
+    if path.suffix == ".json":
+        raise DataError(f"{path}: what is trained here is no tokenizer.json; end it in .model.")
     least = _N_BYTES + _N_SPECIAL
     if vocab_size < least:
         raise DataError(
@@ -150,7 +180,7 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         # sentencepiece turns a literal U+2581 into a space. Nothing merges with a byte piece, so
         # encoding around it and putting its bytes between is what byte fallback would have done.
-        parts = [_utf8_text(text).split(SPACE_MARK) for text in texts]
+        parts = [utf8_text(text).split(SPACE_MARK) for text in texts]
         ids = iter(self._processor.encode([part for split in parts for part in split]))
         encoded = []
         for split in parts:
@@ -212,8 +242,12 @@ def _bytes_of(piece: Piece) -> bytes:
             return b""
 
 
-def _utf8_text(text: str) -> str:
-    """Return `text`, having made sure that UTF-8 can spell it."""
+def utf8_text(text: str) -> str:
+    """Return `text`, having made sure that UTF-8 can spell it.
+
+    Raises:
+        DataError: it holds a lone surrogate; says which, and where.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -226,7 +260,7 @@ def _utf8_text(text: str) -> str:
 
 def _chunks(text: str) -> Iterator[str]:
     """Cut `text` at line ends, where possible, into what the trainer takes as sentences."""
-    text = _utf8_text(text).translate(_TRAINER_DROPS)
+    text = utf8_text(text).translate(_TRAINER_DROPS)
     start = 0
     while start < len(text):
         end = start + _CHUNK

@@ -19,6 +19,7 @@ FLOORS = [
         "state",
         "dist",
         "tokenizer",
+        "tokenizer_json",
         "sentencepiece_file",
         "log",
         "display",

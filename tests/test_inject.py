@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mpt.dist import Ranks
 from mpt.errors import UsageError
 from mpt.launch.attempt import INJECT
 from mpt.log import read_lines
 from mpt.rundir import EVENTS
-from mpt.state import Microbatch
+from mpt.state import Loss, Microbatch
 from mpt.train.inject import SPIKE, Faults, Injector, parse_faults
 from tests.world import on_ranks
 
@@ -34,12 +34,14 @@ def injector(run_dir: Path, number: int, **faults: Any) -> Injector:
     return found
 
 
-def two(_: nn.Module, __: Microbatch) -> Tensor:
-    return torch.tensor(2.0)
+def two(_: nn.Module, __: Microbatch) -> Loss:
+    return Loss(torch.tensor(3.0), torch.tensor(2.0))
 
 
 def spoiled(faults: Injector, step: int) -> float:
-    return float(faults.spoil(two, step)(nn.Identity(), BATCH))
+    loss = faults.spoil(two, step)(nn.Identity(), BATCH)
+    assert float(loss.objective) == pytest.approx(float(loss.nats) * 1.5, nan_ok=True)
+    return float(loss.nats)
 
 
 def test_nothing_is_injected_where_nothing_is_asked_for(tmp_path: Path) -> None:

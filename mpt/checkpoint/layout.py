@@ -3,7 +3,8 @@
     RUN_DIR/checkpoints/step-00001000/
         weights-00001-of-00002.safetensors      rank 0's rows of every weight
         optimizer-00001-of-00002.safetensors    rank 0's rows of every moment
-        tokenizer.model                         so that the directory can be used on its own
+        tokenizer.model                         so that the directory can be used on its own; or
+                                                tokenizer.json and tokenizer_config.json
         manifest.json                           written last; names every other file and its hash
 
 While it is written the directory is called step-00001000.attempt-3.partial: two groups of workers
@@ -21,8 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mpt.errors import CheckpointError
+from mpt.errors import CheckpointError, RecipeError
 from mpt.recipe.model import Model
+from mpt.recipe.plain import model_from
 from mpt.rundir import CHECKPOINTS
 from mpt.state import RunState
 from mpt.storage import hash_file, read_json
@@ -199,6 +201,15 @@ def verify_all(path: Path) -> dict[Path, list[str]]:
     return {directory: _problems(directory) for directory in _checkpoints_at(path)}
 
 
+def newest(path: Path) -> Path:
+    """Return the newest checkpoint of a run, or the one at `path`, whether it is sound or not.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    return _checkpoints_at(path)[0]
+
+
 def newest_sound(path: Path, kinds: Collection[Kind] = KINDS) -> tuple[Path, dict[Path, list[str]]]:
     """Return the newest checkpoint of a run that verifies, or the one at `path`.
 
@@ -228,14 +239,9 @@ def model_of(directory: Path, manifest: Manifest) -> Model:
         CheckpointError: if it is not one; a manifest may come from a stranger.
     """
     try:
-        if not all(type(value) in (int, float, type(None)) for value in manifest.model.values()):
-            raise ValueError("it holds something other than numbers")
-        model = Model(**manifest.model)
-        problems = [str(problem) for problem in model.problems()]
-    except (TypeError, ValueError) as error:
-        problems = [str(error)]
-    if problems:
-        raise CheckpointError(f"{directory / MANIFEST}: not a model: {'; '.join(problems)}")
+        model = model_from(manifest.model)
+    except RecipeError as error:
+        raise CheckpointError(f"{directory / MANIFEST}: not a model: {error}") from error
     return model
 
 

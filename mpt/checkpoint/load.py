@@ -13,6 +13,7 @@ from mpt.checkpoint.layout import (
     Manifest,
     committed,
     damage,
+    model_of,
     read_manifest,
     set_aside,
     step_directory,
@@ -106,11 +107,11 @@ def check_same_model(directory: Path, manifest: Manifest, model: Model) -> None:
     Raises:
         CheckpointError: naming each key that differs.
     """
-    wanted = asdict(model)
+    found, wanted = asdict(model_of(directory, manifest)), asdict(model)
     differing = [
-        f"model.{key}: checkpoint {manifest.model.get(key)!r}, recipe {wanted.get(key)!r}"
-        for key in sorted(wanted.keys() | manifest.model.keys())
-        if manifest.model.get(key) != wanted.get(key)
+        f"model.{key}: checkpoint {found[key]!r}, recipe {wanted[key]!r}"
+        for key in sorted(wanted)
+        if found[key] != wanted[key]
     ]
     if differing:
         raise CheckpointError(f"{directory}: is of another model. " + "; ".join(differing) + ".")

@@ -37,6 +37,7 @@ from mpt.errors import CheckpointError
 from mpt.recipe.model import Model
 from mpt.state import RunState
 from mpt.storage import atomic_write, fsync_dir, hash_file
+from mpt.tokenizer import tokenizer_files
 
 Report = Callable[..., None]
 """Called as report("checkpoint", step=..., ...) with what became of a save."""
@@ -216,11 +217,9 @@ class Saver:
         return table
 
     def _commit(self, partial: Path, final: Path, state: RunState, table: list[File]) -> None:
-        tokenizer = partial / "tokenizer.model"
-        atomic_write(tokenizer, self._origin.tokenizer.read_bytes())
-        table.append(
-            File(tokenizer.name, "tokenizer", tokenizer.stat().st_size, hash_file(tokenizer))
-        )
+        for name, content in tokenizer_files(self._origin.tokenizer).items():
+            atomic_write(partial / name, content)
+            table.append(File(name, "tokenizer", len(content), hash_file(partial / name)))
         manifest = Manifest(
             state,
             world_size=self._ranks.world_size,

@@ -41,11 +41,13 @@ class Loader:
         rank: int,
         world_size: int,
         device: torch.device,
+        eod_id: int | None = None,
         following: Callable[[int], int] | None = None,
     ) -> None:
         """Open the streams; no sample is read before the first `next`.
 
         Args:
+            eod_id: the token that ends a document, if documents are to be told apart.
             following: position of a global batch -> position of the one that will come after
                 it, where that is not the next in the order.
 
@@ -66,7 +68,7 @@ class Loader:
         self._model = model
         self._rank, self._world_size = rank, world_size
         self._microbatch_size = microbatch_size
-        self._device = device
+        self._device, self._eod_id = device, eod_id
         self._following = following or (lambda position: position + global_batch_size)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mpt-loader")
         self._ahead: dict[int, Future[list[Microbatch]]] = {}
@@ -118,7 +120,7 @@ class Loader:
             self._order.global_batch_size, self._world_size, self._microbatch_size
         )
         pin = self._device.type == "cuda"
-        return _cut(samples, n_microbatches, self._microbatch_size, pin)
+        return _cut(samples, n_microbatches, self._microbatch_size, pin, self._eod_id)
 
 
 def eval_batches(
@@ -130,6 +132,7 @@ def eval_batches(
     rank: int,
     world_size: int,
     device: torch.device,
+    eod_id: int | None = None,
 ) -> Iterator[Microbatch]:
     """Yield this rank's share of the first `samples` held-out samples, in file order.
 
@@ -138,6 +141,7 @@ def eval_batches(
 
     Args:
         samples: how many over all ranks; null, or more than there are, means all.
+        eod_id: as Loader's.
 
     Raises:
         DataError: as Loader's.
@@ -152,7 +156,7 @@ def eval_batches(
         stop = min(start + microbatch_size, share.stop)
         at = order.locate(np.arange(start, max(start, stop), dtype=np.int64))
         rows = _read_checked(dataset, at.shard, at.row, model, "eval")
-        yield _to(_cut(rows, 1, microbatch_size, pin)[0], device)
+        yield _to(_cut(rows, 1, microbatch_size, pin, eod_id)[0], device)
 
 
 def _open(path: Path, model: Model) -> Dataset:
@@ -188,7 +192,7 @@ def _microbatches_per_rank(n_samples: int, world_size: int, microbatch_size: int
 
 
 def _cut(
-    samples: Integers, n_microbatches: int, microbatch_size: int, pin: bool
+    samples: Integers, n_microbatches: int, microbatch_size: int, pin: bool, eod_id: int | None
 ) -> list[Microbatch]:
     """Pad samples (n, S) with ignored rows, and cut them into microbatches of one shape."""
     # In numpy: torch would start threads of its own here, beside those that train.
@@ -197,14 +201,27 @@ def _cut(
     targets = np.full_like(tokens, IGNORE)
     tokens.reshape(-1, length)[:n] = samples
     targets.reshape(-1, length)[:n, :-1] = samples[:, 1:]  # the last token has no next one
-    both = (torch.from_numpy(array) for array in (tokens, targets))
-    pairs = zip(*(tensor.pin_memory() if pin else tensor for tensor in both), strict=True)
-    return [Microbatch(*pair) for pair in pairs]
+    arrays = [tokens, targets] if eod_id is None else [tokens, targets, documents(tokens, eod_id)]
+    tensors = (torch.from_numpy(array) for array in arrays)
+    parts = zip(*(tensor.pin_memory() if pin else tensor for tensor in tensors), strict=True)
+    return [Microbatch(*part) for part in parts]
+
+
+def documents(tokens: Integers, eod_id: int) -> Integers:
+    """Return which document of its sample each token is of, from 0: (..., S) -> (..., S).
+
+    The token that ends a document belongs to it.
+    """
+    ends = tokens == eod_id
+    found: Integers = np.cumsum(ends, axis=-1) - ends
+    return found
 
 
 def _to(microbatch: Microbatch, device: torch.device) -> Microbatch:
     """Copy to the device without waiting for it, from pinned memory."""
+    documents = microbatch.documents
     return Microbatch(
         microbatch.tokens.to(device, non_blocking=True),
         microbatch.targets.to(device, non_blocking=True),
+        None if documents is None else documents.to(device, non_blocking=True),
     )

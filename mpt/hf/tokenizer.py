@@ -1,4 +1,4 @@
-"""A sentencepiece tokenizer as the `tokenizer.json` that `AutoTokenizer` loads without our code."""
+"""A tokenizer as the `tokenizer.json` that `AutoTokenizer` loads without our code."""
 
 from __future__ import annotations
 
@@ -8,29 +8,41 @@ from pathlib import Path
 from typing import Any
 
 from mpt.sentencepiece_file import Piece
-from mpt.tokenizer import SPACE_MARK, SentencePieceTokenizer, load_tokenizer
+from mpt.tokenizer import (
+    CONFIG_FILE,
+    JSON_FILE,
+    MODEL_FILE,
+    SPACE_MARK,
+    SentencePieceTokenizer,
+    load_tokenizer,
+)
+from mpt.tokenizer_json import JsonTokenizer, json_to_export
 
-MODEL_FILE = "tokenizer.model"
 
+def write_tokenizer(tokenizer_file: Path, out_dir: Path, *, max_length: int | None = None) -> None:
+    """Write tokenizer.json, tokenizer_config.json and, of a sentencepiece model, a copy.
 
-def write_tokenizer(model_file: Path, out_dir: Path, *, max_length: int | None = None) -> None:
-    """Write tokenizer.json, tokenizer_config.json and a copy of the model file into `out_dir`.
-
-    Ids and decoded text are those of `load_tokenizer(model_file)`, also for a text that spells
-    out a special token: `split_special_tokens` has transformers read it as plain text. Who loads
-    tokenizer.json with the `tokenizers` library alone must set `encode_special_tokens = True`
-    for the same.
+    Ids and decoded text are those of `load_tokenizer(tokenizer_file)`, also for a text that
+    spells out a special token: `split_special_tokens` has transformers read it as plain text. Who
+    loads tokenizer.json with the `tokenizers` library alone must set
+    `encode_special_tokens = True` for the same.
 
     Args:
         max_length: tokens the model takes, for transformers' warning about longer texts.
 
     Raises:
-        DataError: if `model_file` is no tokenizer that mpt can use.
+        DataError: if `tokenizer_file` is no tokenizer that mpt can use.
     """
-    tokenizer = load_tokenizer(model_file)
-    _write_json(out_dir / "tokenizer.json", tokenizer_json(tokenizer))
-    _write_json(out_dir / "tokenizer_config.json", _tokenizer_config(tokenizer, max_length))
-    (out_dir / MODEL_FILE).write_bytes(model_file.read_bytes())
+    tokenizer = load_tokenizer(tokenizer_file)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        eod, unknown = tokenizer.pieces[tokenizer.eod_id].text, _only(tokenizer, "unknown")
+        _write_json(out_dir / JSON_FILE, tokenizer_json(tokenizer))
+        (out_dir / MODEL_FILE).write_bytes(tokenizer_file.read_bytes())
+    else:
+        assert isinstance(tokenizer, JsonTokenizer)
+        eod, unknown = tokenizer.eod, None
+        (out_dir / JSON_FILE).write_text(json_to_export(tokenizer_file), encoding="utf-8")
+    _write_json(out_dir / CONFIG_FILE, _tokenizer_config(eod, unknown, max_length))
 
 
 def tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
@@ -90,9 +102,8 @@ def _merges(pieces: tuple[Piece, ...]) -> Iterator[tuple[str, str]]:
                 yield text[:cut], text[cut:]
 
 
-def _tokenizer_config(tokenizer: SentencePieceTokenizer, max_length: int | None) -> dict[str, Any]:
-    eod = tokenizer.pieces[tokenizer.eod_id].text
-    config = {
+def _tokenizer_config(eod: str, unknown: str | None, max_length: int | None) -> dict[str, Any]:
+    config: dict[str, Any] = {
         # Without it AutoTokenizer takes GPTNeoX's class for model type mpt, whose pre-tokenizer
         # gives other ids.
         "tokenizer_class": "TokenizersBackend",
@@ -100,8 +111,9 @@ def _tokenizer_config(tokenizer: SentencePieceTokenizer, max_length: int | None)
         "clean_up_tokenization_spaces": False,
         "eos_token": eod,
         "pad_token": eod,  # something must fill a batch; attention_mask hides it
-        "unk_token": _only(tokenizer, "unknown"),
     }
+    if unknown is not None:
+        config["unk_token"] = unknown
     return config if max_length is None else config | {"model_max_length": max_length}
 
 

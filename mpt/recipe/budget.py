@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from mpt.recipe.activations import (
+    BYTES,
+    HEAD_ROWS,
+    QUERY_BLOCK,
+    Attention,
+    Precision,
+    Recompute,
+    activation_bytes,
+)
 from mpt.recipe.model import Model
 from mpt.recipe.recipe import Recipe
+from mpt.recipe.size import block_parameters, kinds, n_parameters, reach, root_parameters
+from mpt.recipe.unusual import unusual
 
-Precision = Literal["bf16", "fp32"]
+__all__ = [
+    "BYTES",
+    "HEAD_ROWS",
+    "QUERY_BLOCK",
+    "Attention",
+    "Plan",
+    "Precision",
+    "Recompute",
+    "activation_bytes",
+    "auto_microbatch_size",
+    "causal_flops_per_token",
+    "flops_per_token",
+    "n_parameters",
+    "plan",
+    "state_bytes_per_rank",
+]
 
-BYTES = {"bf16": 2, "fp32": 4}
-HEAD_ROWS = 512
-"""Rows of logits that exist at a time: the head is computed in chunks of so many positions."""
-QUERY_BLOCK = 128
-"""Queries that attention handles at a time where it is not fused."""
 _STATE_BYTES = 4 + 4 + 4 + 4
 """Per parameter: master weight, two moments, gradient, each fp32."""
 _SAVED_BYTES = 4 + 4 + 4
@@ -25,65 +45,55 @@ def flops_per_token(model: Model) -> float:
     """Return the FLOPs of training on one token: 6 N + 12 L d S, attention counted in full.
 
     N counts the tied embedding once: its rows are looked up for free, but the head multiplies by
-    them. Recomputation is not counted. This is the numerator of MFU.
+    them. Embeddings that are only looked up, of positions or beside an untied head, do not count.
+    d is the width of all heads of queries; where a block has a sliding window, S is what a token
+    sees through it. Recomputation is not counted. This is the numerator of MFU.
 
     Source:
         Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
     """
-    return 6.0 * model.n_parameters + 2 * _causal_attention(model)
+    seen = sum(n * reach(model, layer) for layer, n in kinds(model).items())
+    return 6.0 * _n_multiplying(model) + 12.0 * model.q_width * seen
 
 
 def causal_flops_per_token(model: Model) -> float:
-    """Return the same with attention halved: under a causal mask half the scores are not needed."""
-    return 6.0 * model.n_parameters + _causal_attention(model)
+    """Return the same with the scores alone that count: under a causal mask, half of them.
+
+    Through a window of W tokens it is W - W**2 / 2S of them, for the first tokens see fewer.
+    """
+    seen = 0.0
+    for layer, n in kinds(model).items():
+        most = reach(model, layer)
+        seen += n * (most - most**2 / (2 * model.max_seq_len))
+    return 6.0 * _n_multiplying(model) + 12.0 * model.q_width * seen
 
 
-def _causal_attention(model: Model) -> float:
-    return 6.0 * model.n_layers * model.d_model * model.max_seq_len
+def _n_multiplying(model: Model) -> int:
+    rows = 0 if model.tie_word_embeddings else model.vocab_size
+    rows += model.max_seq_len if model.learned_pos_emb else 0
+    return n_parameters(model) - rows * model.d_model
 
 
 def state_bytes_per_rank(model: Model, world_size: int) -> int:
     """Return the bytes of training state that a rank holds, activations aside.
 
     Weights, moments and gradients are sharded, 16 bytes a parameter over `world_size`. On top
-    comes the bf16 working copy of what is gathered at one time: a block and the tied embedding.
+    comes the bf16 working copy of what is gathered at one time: the largest block, and what lies
+    outside of blocks.
     """
-    embedding = model.vocab_size * model.d_model
-    block = (model.n_parameters - embedding - model.d_model) // model.n_layers
-    sharded = -(-_STATE_BYTES * model.n_parameters // world_size)
-    return sharded + BYTES["bf16"] * (block + embedding)
-
-
-def activation_bytes(model: Model, microbatch_size: int, precision: Precision) -> int:
-    """Estimate the bytes of tensors kept for the backward pass of one microbatch.
-
-    Without activation checkpointing. A block keeps, in values of the compute dtype:
-    - (8 + 2E) B S D: both norms' inputs (2) and outputs (2), q, k and v (3), what attention puts
-      out (1), the feed-forward before and after its activation (2E). clip_qkv adds 3 B S D, and
-      resid_pdrop a mask of B S D for each of its two uses.
-    - B H S (S + 128) / 2 attention weights: the causal half, rounded up to query blocks.
-      attn_pdrop makes that four times as much. With an additive bias, as on a GPU today,
-      torch keeps H S S more a block whatever B is: that is not counted.
-    Outside the blocks: the last norm's input and output and the gradient at the head (3 B S D);
-    the head's gradient in fp32 (V D); and for one chunk of HEAD_ROWS positions, never for all,
-    logits and their gradient in fp32 and once in the compute dtype.
-    Not counted: the allocator's rounding, libraries, and what lives only within one operation.
-    """
-    value = BYTES[precision]
-    tokens = microbatch_size * model.max_seq_len
-    width = tokens * model.d_model
-    keys = min(model.max_seq_len, (model.max_seq_len + QUERY_BLOCK) // 2)
-    weights = tokens * model.n_heads * keys * (4 if model.attn_pdrop > 0 else 1)
-    n_widths = 8 + 2 * model.expansion_ratio
-    n_widths += 3 * (model.clip_qkv is not None) + 2 * (model.resid_pdrop > 0)
-    n_outside = 3 + (model.emb_pdrop > 0)
-    chunk = min(HEAD_ROWS, tokens) * model.vocab_size * (2 * BYTES["fp32"] + value)
-    head = chunk + BYTES["fp32"] * model.vocab_size * model.d_model
-    return value * (model.n_layers * (n_widths * width + weights) + n_outside * width) + head
+    block = max(block_parameters(model, layer) for layer in kinds(model))
+    sharded = -(-_STATE_BYTES * n_parameters(model) // world_size)
+    return sharded + BYTES["bf16"] * (block + root_parameters(model))
 
 
 def auto_microbatch_size(
-    model: Model, *, share: int, budget_bytes: int, precision: Precision
+    model: Model,
+    *,
+    share: int,
+    budget_bytes: int,
+    precision: Precision,
+    attention: Attention = "blocks",
+    recompute: Recompute = "none",
 ) -> int:
     """Return the size of a microbatch when the share is cut into the fewest that fit the budget.
 
@@ -91,17 +101,17 @@ def auto_microbatch_size(
     nothing.
 
     Args:
-        model: the shape of the network.
         share: this rank's samples of a global batch, at least 1.
         budget_bytes: memory left for activations after `state_bytes_per_rank`.
-        precision: the compute dtype.
+        attention: how attention is computed.
+        recompute: what blocks make again in the backward pass.
 
     Returns:
         At least 1: whether a single sample fits is for the device to say.
     """
     for n_microbatches in range(1, share):
         size = -(-share // n_microbatches)
-        if activation_bytes(model, size, precision) <= budget_bytes:
+        if activation_bytes(model, size, precision, attention, recompute) <= budget_bytes:
             return size
     return 1
 
@@ -112,6 +122,8 @@ class Plan:
 
     world_size: int
     n_parameters: int
+    unusual: list[str]
+    """Options at which the model is not as MPT was released, as `key: value`."""
     samples_per_step: int
     tokens_per_step: int
     steps: int
@@ -124,8 +136,14 @@ class Plan:
     """As the recipe has it, at most a rank's share of a step; 1 where the recipe says auto."""
     precision: Precision
     """As the recipe has it; bf16 where it says auto."""
+    attention: Attention
+    """As the recipe has it; where it says auto, what the caller thinks will be chosen."""
+    recompute: Recompute
+    """The same of activation checkpointing."""
     activation_bytes: int
-    """Estimate for one microbatch of that size and precision."""
+    """Estimate for one microbatch of that size and precision, with that attention."""
+    memory_bytes_per_rank: int
+    """State and activations together."""
     n_checkpoints: int
     """Saved over the run, the last step included."""
     n_checkpoints_kept: int
@@ -133,29 +151,49 @@ class Plan:
     """Weights and two moments in fp32: 12 bytes a parameter."""
 
 
-def plan(recipe: Recipe, world_size: int) -> Plan:
-    """Return what the recipe will do and need on `world_size` ranks."""
+def plan(
+    recipe: Recipe,
+    world_size: int,
+    attention: Attention = "blocks",
+    recompute: Recompute = "none",
+) -> Plan:
+    """Return what the recipe will do and need on `world_size` ranks.
+
+    Args:
+        attention: what is taken where the recipe says auto.
+        recompute: the same of activation checkpointing.
+    """
     model, train = recipe.model, recipe.train
     share = -(-train.global_batch_size // world_size)
     microbatch_size = 1 if train.microbatch_size == "auto" else min(train.microbatch_size, share)
     precision: Precision = "bf16" if train.precision == "auto" else train.precision
+    if train.attention != "auto":
+        attention = train.attention
+    if train.activation_checkpointing != "auto":
+        recompute = train.activation_checkpointing
+    state = state_bytes_per_rank(model, world_size)
+    activations = activation_bytes(model, microbatch_size, precision, attention, recompute)
     tokens_per_step = train.global_batch_size * model.max_seq_len
     total_tokens = train.steps * tokens_per_step
     n_checkpoints = -(-train.steps // recipe.checkpoint.every_steps)
     return Plan(
         world_size=world_size,
-        n_parameters=model.n_parameters,
+        n_parameters=n_parameters(model),
+        unusual=unusual(model),
         samples_per_step=train.global_batch_size,
         tokens_per_step=tokens_per_step,
         steps=train.steps,
         total_tokens=total_tokens,
         flops_per_token=flops_per_token(model),
         total_flops=flops_per_token(model) * total_tokens,
-        state_bytes_per_rank=state_bytes_per_rank(model, world_size),
+        state_bytes_per_rank=state,
         microbatch_size=microbatch_size,
         precision=precision,
-        activation_bytes=activation_bytes(model, microbatch_size, precision),
+        attention=attention,
+        recompute=recompute,
+        activation_bytes=activations,
+        memory_bytes_per_rank=state + activations,
         n_checkpoints=n_checkpoints,
         n_checkpoints_kept=min(n_checkpoints, recipe.checkpoint.keep),
-        bytes_per_checkpoint=_SAVED_BYTES * model.n_parameters,
+        bytes_per_checkpoint=_SAVED_BYTES * n_parameters(model),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -42,7 +43,9 @@ def section(cls: type[T], key: str, values: dict[str, Any], report: Report) -> T
     for name, value in values.items():
         path = f"{key}.{name}".removeprefix(".")
         if name not in hints:
-            _report_unknown(cls, path, value, report)
+            report.at_key(unknown.explain(cls, path))
+        elif problem := unknown.refused_value(cls, path, value):
+            report.at_value(problem)
         else:
             found[name] = _checked(hints[name], path, value, report)
     for field in dataclasses.fields(cast(Any, cls)):
@@ -51,14 +54,6 @@ def section(cls: type[T], key: str, values: dict[str, Any], report: Report) -> T
             path = f"{key}.{field.name}".removeprefix(".")
             report.at_value(Problem(path, "missing", "it has no default."))
     return None if report else cls(**found)
-
-
-def _report_unknown(cls: type, path: str, value: Any, report: Report) -> None:
-    problem = unknown.as_known(cls, path, value)
-    if problem and path not in report.broken:
-        report.at_value(problem)
-    elif not unknown.stated(cls, path):
-        report.at_key(unknown.explain(cls, path))
 
 
 def _checked(kind: Any, path: str, value: Any, report: Report) -> Any:
@@ -83,6 +78,8 @@ def _typed(kind: Any, key: str, value: Any, report: Report) -> Any:
             return {n: _checked(of, f"{key}.{n}", v, report) for n, v in value.items()}
         if get_origin(member) is tuple and isinstance(value, list):
             kinds = get_args(member)
+            if kinds[-1] is Ellipsis:
+                kinds = kinds[:1] * len(value)
             if len(value) != len(kinds):
                 raise _MisfitError(f"is a list of {len(value)}; it needs {len(kinds)}.")
             items = enumerate(zip(kinds, value, strict=True))
@@ -97,8 +94,9 @@ def _fitted(kind: Any, value: Any) -> Any:
     """Return the value if it is a `kind`: exactly, but for whole numbers where floats go."""
     if get_origin(kind) is Literal:
         return value if value in get_args(kind) else _MISFIT
-    if kind is float and type(value) in (int, float) and not math.isnan(value):
-        return float(value)
+    if kind is float and type(value) in (int, float):
+        with suppress(OverflowError):  # a whole number beyond what floats hold
+            return _MISFIT if math.isnan(value) else float(value)
     # By exact type: to Python, True is an int.
     return value if kind in (int, bool, str, NoneType) and type(value) is kind else _MISFIT
 
@@ -121,7 +119,8 @@ def _words(kind: Any) -> list[str]:
     if kind is bool:
         return ["true", "false"]
     if get_origin(kind) is tuple:
-        return [f"a list of {len(get_args(kind))} numbers"]
+        kinds = get_args(kind)
+        return ["a list"] if kinds[-1] is Ellipsis else [f"a list of {len(kinds)} numbers"]
     return [_IN_WORDS.get(kind, "a section of keys")]
 
 

@@ -47,8 +47,10 @@ def absolute(recipe: Recipe) -> Recipe:
     prepare = recipe.prepare
     if prepare is not None and prepare.source != "python-stdlib":
         prepare = replace(prepare, source=_absolute(prepare.source))
+    begins = recipe.train.init_from
     return replace(
         recipe,
+        train=replace(recipe.train, init_from=begins and _absolute(begins)),
         tokenizer=replace(recipe.tokenizer, path=_absolute(recipe.tokenizer.path)),
         data=replace(data, streams=streams, eval=held_out),
         prepare=prepare,

@@ -21,6 +21,16 @@ class Train:
     """Compute dtype; auto is bf16 where the device has it in hardware. Weights stay fp32."""
     max_grad_norm: float = 1.0
     """Clip the global gradient norm to this; `.inf` turns clipping off."""
+    z_loss: float = 0.0
+    """Added to the loss of a token: this times the square of its log-partition, which keeps
+    logits from drifting (1e-4 is usual). The loss that is reported is without it."""
+    init_from: str | None = None
+    """A checkpoint, a run or an import whose weights a new run begins with."""
+    attention: Literal["auto", "sdpa", "blocks", "wide", "flex", "flash"] = "auto"
+    """How attention is computed; changes memory and speed, never what is computed."""
+    activation_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    """What blocks make again in the backward pass instead of keeping it: selective all but what
+    matrix products give, full everything; auto takes the least with which a sample fits."""
     compile: bool | Literal["auto"] = "auto"
     """Compile each block with torch.compile; auto does so when the run is long enough to gain."""
     log_every_steps: int = 10
@@ -36,6 +46,8 @@ class Train:
             yield Problem(
                 "train.max_grad_norm", f"{self.max_grad_norm} is not positive.", ".inf is off."
             )
+        if not 0.0 <= self.z_loss < float("inf"):
+            yield Problem("train.z_loss", f"{self.z_loss} is negative or infinite.", "0 is off.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,26 +9,19 @@ from collections.abc import Iterator
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from mpt.recipe.model import FIXED, REFUSED, Model
+from mpt.recipe.model import Model
 from mpt.recipe.problem import Problem
 from mpt.recipe.recipe import Recipe
+from mpt.recipe.refused import REFUSED, REFUSED_VALUES
 from mpt.recipe.scalar import show
 
 
-def stated(cls: type, path: str) -> bool:
-    """Say whether this is an option of MPT that a recipe may state though it cannot be chosen."""
-    return cls is Model and _name(path) in FIXED
-
-
-def as_known(cls: type, path: str, value: Any) -> Problem | None:
-    """Return what is wrong with the value of an option of MPT that is built one way, if it is."""
-    if not stated(cls, path):
+def refused_value(cls: type, path: str, value: Any) -> Problem | None:
+    """Return why a value that MPT has elsewhere is not built here, if it is one."""
+    refused = REFUSED_VALUES.get(_name(path), {}) if cls is Model else {}
+    if not isinstance(value, str) or value not in refused:
         return None
-    built = FIXED[_name(path)]
-    same_kind = type(value) is type(built) or (type(built) is float and type(value) is int)
-    if same_kind and value == built:
-        return None
-    return Problem(path, f"{show(value)} is not built yet; only {show(built)} is.")
+    return Problem(path, f"{show(value)} {refused[value]}")
 
 
 def explain(cls: type, path: str) -> Problem:
@@ -53,8 +46,7 @@ def _name(path: str) -> str:
 
 
 def _keys(cls: Any) -> list[str]:
-    fields = [field.name for field in dataclasses.fields(cls)]
-    return fields + list(FIXED) if cls is Model else fields
+    return [field.name for field in dataclasses.fields(cls)]
 
 
 @functools.cache

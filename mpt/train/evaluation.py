@@ -14,7 +14,7 @@ from mpt.data.loader import eval_batches
 from mpt.dist import Ranks, from_first
 from mpt.evaluate import bits_per_byte, evaluate
 from mpt.launch.pulse import Phase, Pulse
-from mpt.objective import next_token_nats
+from mpt.objective import next_token_loss
 from mpt.recipe import Recipe
 from mpt.rundir import METRICS
 from mpt.train.stop import StopSignal
@@ -31,6 +31,7 @@ def evaluation(
     ranks: Ranks,
     model: nn.Module,
     microbatch_size: int,
+    eod_id: int | None,
     stop: StopSignal,
     pulse: Pulse,
 ) -> Evaluate | None:
@@ -49,11 +50,12 @@ def evaluation(
             world_size=ranks.world_size,
             samples=cfg.eval.samples,
             device=ranks.device,
+            eod_id=eod_id,
         )
         loss = evaluate(
             model,
             batches,
-            next_token_nats,
+            next_token_loss,
             ranks.device,
             stop=lambda: stop.number != 0,
             beat=partial(pulse.beat, Phase.EVALUATE, step),

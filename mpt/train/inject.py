@@ -17,7 +17,7 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mpt.dist import Ranks
 from mpt.errors import UsageError
@@ -25,7 +25,7 @@ from mpt.launch.attempt import INJECT, this_attempt
 from mpt.log import Journal
 from mpt.objective import Objective
 from mpt.rundir import LOGS
-from mpt.state import Microbatch
+from mpt.state import Loss, Microbatch
 
 SPIKE = 1000.0
 """Factor on the loss of one rank."""
@@ -134,8 +134,9 @@ class Injector:
 
 
 def _times(objective: Objective, factor: float) -> Objective:
-    def spoiled(model: nn.Module, microbatch: Microbatch) -> Tensor:
-        return objective(model, microbatch) * factor
+    def spoiled(model: nn.Module, microbatch: Microbatch) -> Loss:
+        loss = objective(model, microbatch)
+        return Loss(loss.objective * factor, loss.nats * factor)
 
     return spoiled
 

@@ -19,7 +19,7 @@ from mpt.dist import Ranks, max_over_ranks
 from mpt.health import before_streak, loss_limit, must_roll_back
 from mpt.launch.pulse import Phase, Pulse
 from mpt.ledger import Ledger
-from mpt.objective import Objective, next_token_nats
+from mpt.objective import Objective, next_token_loss
 from mpt.optim import set_learning_rate
 from mpt.recipe import Recipe
 from mpt.schedule import learning_rate
@@ -133,7 +133,7 @@ def _take_step(
     lr = learning_rate(cfg.schedule, cfg.optimizer.lr, state.step, cfg.train.steps)
     set_learning_rate(optimizer, lr)
     torch.manual_seed(dropout_seed(cfg.seed, state.step, ranks.rank))
-    objective: Objective = next_token_nats
+    objective: Objective = next_token_loss
     if services.injector:
         objective = services.injector.spoil(objective, state.step + 1)
     limit = loss_limit(state.vitals, state.step + 1, cfg.health)

@@ -27,6 +27,7 @@ def restore(
     memory: Memory,
     ranks: Ranks,
     *,
+    begin: Callable[[], None],
     given_up: Callable[[RunState], bool],
     journal: Journal,
     display: Display,
@@ -35,6 +36,7 @@ def restore(
     """Fill `tensors` with the newest state that can be trusted, and say where it comes from.
 
     Args:
+        begin: fills the weights where nothing was ever saved and the run does not begin at random.
         given_up: whether a state is of a branch that a rollback has left.
         terminal: is told of damage, by the rank that found it.
 
@@ -67,15 +69,11 @@ def restore(
     else:
         memory.forget()
     if state is None:
+        begin()
         return RunState()
     if ranks.is_first:
         where = "memory at" if source == "memory" else "the checkpoint of"
-        journal.event(
-            "resumed",
-            attempt=this_attempt(),
-            step=state.step,
-            samples=state.samples,
-            source=source,
-        )
+        about = {"step": state.step, "samples": state.samples, "source": source}
+        journal.event("resumed", attempt=this_attempt(), **about)
         display.note(f"resumed from {where} step {state.step:,}")
     return state

@@ -25,10 +25,14 @@ from mpt.log import Journal
 from mpt.optim import training_tensors
 from mpt.peak import peak_flops
 from mpt.recipe import Recipe
+from mpt.recipe.activations import Precision
 from mpt.recipe.budget import flops_per_token
+from mpt.recipe.fit import Fit, fit
 from mpt.rundir import CHECKPOINTS, versions
 from mpt.state import RunState
-from mpt.train.build import DTYPES, build, choose_microbatch_size, choose_precision
+from mpt.tokenizer import load_tokenizer
+from mpt.train.begin import begin_with
+from mpt.train.build import DTYPES, build, machine_of
 from mpt.train.evaluation import evaluation, evaluation_owed
 from mpt.train.inject import Injector
 from mpt.train.loop import Services, loop
@@ -50,13 +54,14 @@ def train(
     Raises:
         MptError: what a restart would not mend.
     """
-    microbatch_size = choose_microbatch_size(cfg, ranks)
+    chosen = fit(cfg, machine_of(ranks), ranks.world_size)
     ledger = same_ledger(run_dir, ranks, cfg.train.global_batch_size)
-    model, optimizer = build(cfg, ranks)
+    model, optimizer = build(cfg, chosen, ranks)
     tensors = training_tensors(model, optimizer)
     with ExitStack() as stack:
         display = stack.enter_context(_display(cfg, ranks, terminal))
         journal = Journal(run_dir, complain=lambda why: display.note(why, "red"))
+        _note(chosen, journal, ranks)
         memory = _memory(cfg, tensors, ranks, journal, display)
         stack.callback(memory.wait)
         state = restore(
@@ -65,13 +70,15 @@ def train(
             cfg.model,
             memory,
             ranks,
+            begin=lambda: begin_with(cfg.train.init_from, tensors, ranks, journal, display),
             given_up=lambda state: ledger.went_back_from(state.samples),
             journal=journal,
             display=display,
             terminal=terminal,
         )
-        watch = _watch(cfg, run_dir, ledger, ranks, journal, display)
-        loader = stack.enter_context(_loader(cfg, ledger, microbatch_size, ranks))
+        watch = _watch(cfg, run_dir, ledger, chosen.precision, ranks, journal, display)
+        eod_id = _document_end(cfg)
+        loader = stack.enter_context(_loader(cfg, ledger, chosen, eod_id, ranks))
         saver = _saver(cfg, run_dir, tensors, ranks, watch)
         stack.callback(saver.wait)
         _save_if_due(cfg, state, saver)
@@ -82,7 +89,7 @@ def train(
             roll_back=partial(
                 roll_back, run_dir=run_dir, ledger=ledger, cfg=cfg.health, ranks=ranks
             ),
-            evaluate=evaluation(cfg, ranks, model, microbatch_size, stop, pulse),
+            evaluate=evaluation(cfg, ranks, model, chosen.microbatch_size, eod_id, stop, pulse),
             evaluation_owed=evaluation_owed(cfg, run_dir, state.step, ranks),
             memory=memory,
             saver=saver,
@@ -93,11 +100,21 @@ def train(
         )
         state, stopped_by = loop(cfg, state, model, optimizer, services, ranks)
         saver.close()
-    if ranks.is_first and stopped_by is not None:
-        journal.event("stopped", attempt=this_attempt(), signal=stopped_by, step=state.step)
-    elif ranks.is_first:
-        journal.event("finished", attempt=this_attempt(), step=cfg.train.steps)
+    if ranks.is_first:
+        _note_the_end(journal, state.step, stopped_by)
     return stopped_by
+
+
+def _note(chosen: Fit, journal: Journal, ranks: Ranks) -> None:
+    if ranks.is_first:
+        journal.event("chosen", attempt=this_attempt(), **chosen.to_json())
+
+
+def _note_the_end(journal: Journal, step: int, stopped_by: int | None) -> None:
+    if stopped_by is not None:
+        journal.event("stopped", attempt=this_attempt(), signal=stopped_by, step=step)
+    else:
+        journal.event("finished", attempt=this_attempt(), step=step)
 
 
 def _display(cfg: Recipe, ranks: Ranks, terminal: TextIO) -> Display:
@@ -132,19 +149,27 @@ def _memory(
     )
 
 
-def _loader(cfg: Recipe, ledger: Ledger, microbatch_size: int, ranks: Ranks) -> Loader:
+def _loader(cfg: Recipe, ledger: Ledger, chosen: Fit, eod_id: int | None, ranks: Ranks) -> Loader:
     samples = cfg.train.global_batch_size
     return Loader(
         cfg.data,
         cfg.model,
         seed=cfg.seed,
         global_batch_size=samples,
-        microbatch_size=microbatch_size,
+        microbatch_size=chosen.microbatch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
         device=ranks.device,
+        eod_id=eod_id,
         following=lambda position: ledger.position(position + samples),
     )
+
+
+def _document_end(cfg: Recipe) -> int | None:
+    """Return the token that ends a document, where documents do not see each other."""
+    if not cfg.model.attn_uses_sequence_id:
+        return None
+    return load_tokenizer(Path(cfg.tokenizer.path)).eod_id
 
 
 def _saver(
@@ -175,12 +200,12 @@ def _watch(
     cfg: Recipe,
     run_dir: Path,
     ledger: Ledger,
+    precision: Precision,
     ranks: Ranks,
     journal: Journal,
     display: Display,
 ) -> Watch:
-    dtype = DTYPES[choose_precision(cfg.train.precision, ranks.device)]
-    peak = peak_flops(ranks.device, dtype)
+    peak = peak_flops(ranks.device, DTYPES[precision])
     return Watch(
         journal,
         display,

@@ -9,12 +9,12 @@ import shutil
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mpt import recipe
-from mpt.checkpoint.layout import committed, step_of
+from mpt.checkpoint.layout import committed, model_of, newest, read_manifest, step_of
 from mpt.data.dataset import check_dataset, open_dataset, verify
 from mpt.data.index import INDEX_NAME
 from mpt.data.prepare import Watch, prepare
@@ -79,7 +79,7 @@ def start(
         on_gpus=n_gpus > 0,
     )
 
-    def newest() -> int:
+    def newest_step() -> int:
         return max(map(step_of, committed(run_dir / CHECKPOINTS)), default=-1)
 
     run = Run(
@@ -88,8 +88,8 @@ def start(
         identity=recipe.recipe_hash(replace(cfg, launch=replace(cfg.launch, nproc="auto"))),
         place=place,
         prepare=lambda: _make_ready(cfg, run_dir, source, tell, progress),
-        committed=newest,
-        is_done=lambda: newest() >= cfg.train.steps and _has_finished(run_dir),
+        committed=newest_step,
+        is_done=lambda: newest_step() >= cfg.train.steps and _has_finished(run_dir),
     )
     code = supervise(run, node)
     tell(_last_word(code, run_dir))
@@ -108,6 +108,8 @@ def _make_ready(
 ) -> None:
     """Make data and run directory what the workers expect; by one node, which has the run."""
     changes = _changes(cfg, run_dir)
+    if cfg.train.init_from is not None and not committed(run_dir / CHECKPOINTS):
+        _check_beginning(cfg, Path(cfg.train.init_from), tell)
     with progress() as watch:
         prepare(cfg, progress=watch)
     dataset_hashes = _check_data(cfg)
@@ -157,6 +159,27 @@ def _changes(cfg: Recipe, run_dir: Path) -> dict[str, tuple[object, object]]:
             f"{'; '.join(refused)}. Use another --run-dir for a new run."
         )
     return changes
+
+
+def _check_beginning(cfg: Recipe, source: Path, tell: Tell) -> None:
+    """Say what a run would begin with, and in what the recipe's model differs from it.
+
+    Raises:
+        CheckpointError: if there is no checkpoint.
+        UsageError: if its weights know another tokenizer's ids.
+    """
+    directory = newest(source)
+    manifest = read_manifest(directory)
+    there, here = asdict(model_of(directory, manifest)), asdict(cfg.model)
+    for key in (key for key in here if here[key] != there[key]):
+        tell(f"model.{key} is {here[key]!r}, and was {there[key]!r} in {directory}")
+    hashes = {file.sha256 for file in manifest.files if file.kind == "tokenizer"}
+    path = Path(cfg.tokenizer.path)
+    if hashes and path.exists() and hash_file(path) not in hashes:
+        raise UsageError(
+            f"train.init_from: {directory} was trained with another tokenizer than {path}. "
+            "Its tokenizer is in that directory; name it as tokenizer.path."
+        )
 
 
 def _check_data(cfg: Recipe) -> dict[str, str]:

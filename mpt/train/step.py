@@ -55,8 +55,8 @@ def train_step(
         cast(FSDPModule, model).set_requires_gradient_sync(i == len(microbatches) - 1)
         part = objective(model, microbatch)
         # FSDP averages gradients over ranks; world_size turns that mean back into a sum.
-        (part * dist.get_world_size() / n_targets).backward()
-        nats += part.detach()
+        (part.objective * dist.get_world_size() / n_targets).backward()
+        nats += part.nats
 
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     grad_norm = cast(DTensor, norm).full_tensor()

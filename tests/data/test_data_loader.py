@@ -54,6 +54,7 @@ def loader_for(
     rank: int = 0,
     world_size: int = 1,
     model: Model = MODEL,
+    eod_id: int | None = None,
     following: Callable[[int], int] | None = None,
 ) -> Loader:
     return Loader(
@@ -65,6 +66,7 @@ def loader_for(
         rank=rank,
         world_size=world_size,
         device=CPU,
+        eod_id=eod_id,
         following=following,
     )
 
@@ -225,3 +227,30 @@ def test_ranks_together_evaluate_the_first_samples_in_file_order(
     rows = torch.cat([real_rows(of_rank) for of_rank in batches])
     n = min(samples or 15, 15)
     assert rows[:, 0].tolist() == [500 + LENGTH * i for i in range(n)]
+
+
+def test_a_document_ends_with_its_last_token(tmp_path: Path) -> None:
+    samples = np.array([[5, 9, 6, 7], [9, 9, 5, 9], [1, 2, 3, 4]])
+    expected = torch.tensor([[0, 0, 1, 1], [0, 1, 2, 2], [0, 0, 0, 0]])
+    write_dataset(tmp_path / "a", samples)
+    data = Data(streams={"a": Stream(path=f"{tmp_path}/a")}, shuffle=False)
+    with loader_for(data, global_batch_size=3, microbatch_size=2, eod_id=9) as loader:
+        found = loader.next(0)
+    held_out = eval_batches(
+        tmp_path / "a",
+        MODEL,
+        samples=None,
+        microbatch_size=2,
+        rank=0,
+        world_size=1,
+        device=CPU,
+        eod_id=9,
+    )
+    for batches in (found, list(held_out)):
+        documents = [b.documents for b in batches if b.documents is not None]
+        assert torch.equal(torch.cat(documents)[:3], expected)
+
+
+def test_documents_are_not_told_apart_unless_somebody_asks(data: Data) -> None:
+    with loader_for(data) as loader:
+        assert all(microbatch.documents is None for microbatch in loader.next(0))

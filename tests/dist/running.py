@@ -15,7 +15,7 @@ from mpt.checkpoint.layout import read_manifest, step_directory
 from mpt.checkpoint.weights import open_weights
 from mpt.dist import Ranks
 from mpt.errors import DivergedError, RollbackError
-from mpt.launch.attempt import ATTEMPT
+from mpt.launch.attempt import ATTEMPT, INJECT
 from mpt.launch.pulse import Beat, Phase, Pulse
 from mpt.ledger import Entry, Ledger, RolledBack, read_ledger
 from mpt.recipe.data import Data, EvalData, Stream, Tokenizer
@@ -23,7 +23,6 @@ from mpt.recipe.recipe import Recipe
 from mpt.recipe.train import Checkpoint, Evaluation, Health, Optimizer, Schedule, Train
 from mpt.rundir import LEDGER, METRICS
 from mpt.state import RunState
-from mpt.launch.attempt import INJECT
 from mpt.train.run import train
 from tests.data.cases import small_model, write_dataset, write_tokenizer
 from tests.tiny_model import digest

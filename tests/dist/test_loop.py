@@ -19,7 +19,7 @@ from mpt.launch.pulse import Pulse
 from mpt.ledger import Ledger, RolledBack, Skipped
 from mpt.log import Journal
 from mpt.model.network import MPT
-from mpt.objective import next_token_nats
+from mpt.objective import next_token_loss
 from mpt.optim import build_optimizer
 from mpt.recipe.model import Model
 from mpt.schedule import learning_rate
@@ -251,7 +251,7 @@ def held_out(ranks: Ranks) -> tuple[float, float, bool]:
     loss = evaluate(
         model,
         batches(ranks),
-        next_token_nats,
+        next_token_loss,
         ranks.device,
         stop=lambda: False,
         beat=lambda: beats.append(1),
@@ -285,7 +285,7 @@ def stopped_while_evaluating(ranks: Ranks) -> tuple[float | None, int, bool]:
     loss = evaluate(
         model,
         batches(ranks),
-        next_token_nats,
+        next_token_loss,
         ranks.device,
         stop=lambda: ranks.rank == 1 and len(beats) == 2,
         beat=lambda: beats.append(1),

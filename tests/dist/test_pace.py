@@ -16,11 +16,11 @@ from torch import nn
 from mpt.display import Display
 from mpt.dist import Ranks
 from mpt.log import Journal, read_lines
-from mpt.objective import next_token_nats
+from mpt.objective import next_token_loss
 from mpt.optim import build_optimizer
 from mpt.recipe.train import Optimizer
 from mpt.rundir import EVENTS
-from mpt.state import Microbatch
+from mpt.state import Loss, Microbatch
 from mpt.train.pace import HostClock, Pace, own_work_s, time_collectives
 from mpt.train.step import train_step
 from mpt.train.straggler import LEAST_S, WINDOW, WINDOWS, Busy, Slow, Suspicion, slow_ranks
@@ -66,9 +66,9 @@ def train(ranks: Ranks, run_dir: Path, steps: int, delay: Delay, timed: bool) ->
 
     for step in range(1, steps + 1):
 
-        def objective(model: nn.Module, part: Microbatch, step: int = step) -> torch.Tensor:
+        def objective(model: nn.Module, part: Microbatch, step: int = step) -> Loss:
             delay.rest(ranks, "forward", step)
-            return next_token_nats(model, part)
+            return next_token_loss(model, part)
 
         pace.begin()
         delay.rest(ranks, "data", step)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from mpt.checkpoint.layout import committed, step_directory, step_of
 from mpt.display import Display
@@ -20,6 +21,7 @@ from mpt.log import Journal, read_lines
 from mpt.recipe.recipe import Recipe
 from mpt.rundir import EVENTS
 from mpt.state import RunState
+from mpt.train.begin import begin_with
 from mpt.train.restore import restore
 from tests.dist.running import DONE, STEPS, one_attempt, prepared
 from tests.dist.saving import Files, digest_whole, lean, memory_in, saver_in, state_at
@@ -44,7 +46,7 @@ def leave(ranks: Ranks, root: Path, files: Files, in_memory: list[int], on_disk:
 
 
 def go_on(
-    ranks: Ranks, root: Path, files: Files, given_up: int | None
+    ranks: Ranks, root: Path, files: Files, given_up: int | None, init_from: Path | None = None
 ) -> tuple[RunState | str, bool, str]:
     """Be the next attempt; return its state, whether the tensors are of it, and what it said."""
     tensors, terminal = lean(ranks, 99), io.StringIO()
@@ -56,6 +58,7 @@ def go_on(
             TINY,
             memory,
             ranks,
+            begin=lambda: None if init_from is None else pytest.fail("it has a checkpoint"),
             given_up=lambda state: state.step == given_up,
             journal=Journal(root),
             display=Display(terminal, 100, 10),
@@ -132,6 +135,83 @@ def test_without_memory_damaged_checkpoints_are_an_error(root: Path, files: File
     damage(root, 4)
     results = on_ranks(2, go_on, root, files, None)
     assert all("all 1 checkpoints are damaged" in str(said) for said, _, _ in results)
+
+
+def begin(ranks: Ranks, root: Path, files: Files, source: Path) -> tuple[str, str, str]:
+    """Be the first attempt of a run; return hashes of weights and moments, and what it said."""
+    tensors, terminal = lean(ranks, 0), io.StringIO()
+    journal, display = Journal(root), Display(terminal, 100, 10)
+    try:
+        state = restore(
+            root,
+            tensors,
+            TINY,
+            memory_in(files[ranks.rank], tensors, ranks),
+            ranks,
+            begin=lambda: begin_with(str(source), tensors, ranks, journal, display),
+            given_up=lambda state: False,
+            journal=journal,
+            display=display,
+            terminal=terminal,
+        )
+    except CheckpointError as error:
+        return "", "", str(error)
+    assert state == RunState()
+    weights, moments = parts(tensors)
+    return weights, moments, terminal.getvalue()
+
+
+def parts(tensors: dict[str, Tensor]) -> tuple[str, str]:
+    """Hashes of weights and of the rest."""
+    weights = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
+    return digest_whole(weights), digest_whole(
+        {name: t for name, t in tensors.items() if name not in weights}
+    )
+
+
+def parts_of(ranks: Ranks, step: int) -> tuple[str, str]:
+    return parts(lean(ranks, step))
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints/step-00000004"])
+def test_a_new_run_begins_with_the_weights_of_another_and_with_no_moments(
+    root: Path, files: Files, tmp_path: Path, name: str
+) -> None:
+    on_ranks(2, leave, root, files, [], [2, 4])
+    there, here = on_ranks(1, parts_of, 4)[0], on_ranks(1, parts_of, 0)[0]
+    new = tmp_path / "new"
+    new.mkdir()
+    for weights, moments, _ in on_ranks(3, begin, new, files * 2, root / name):
+        assert (weights, moments) == (there[0], here[1])
+    (event,) = [e for e in read_lines(new / EVENTS) if e["event"] == "begun_from"]
+    assert event["path"] == str(root / "checkpoints/step-00000004")
+    assert "begins with the weights of" in on_ranks(1, begin, new, files, root)[0][2]
+
+
+def test_a_run_that_has_a_checkpoint_does_not_begin_anew(
+    root: Path, files: Files, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(root / "tokenizer.model", other)
+    on_ranks(2, leave, root, files, [], [4])
+    on_ranks(2, leave, other, files, [], [2])
+    for state, same, _ in on_ranks(2, go_on, root, files, None, other):
+        assert (state, same) == (state_at(4), True)
+
+
+def test_what_a_run_cannot_begin_with_is_an_error_on_all_ranks(
+    root: Path, files: Files, tmp_path: Path
+) -> None:
+    on_ranks(2, leave, root, files, [], [4])
+    new = tmp_path / "new"
+    new.mkdir()
+    results = on_ranks(2, begin, new, files, tmp_path / "nothing")
+    assert all("no checkpoint there" in said for *_, said in results)
+    damage(root, 4)
+    results = on_ranks(2, begin, new, files, root)
+    assert all("its bytes have changed" in said for *_, said in results)
+    assert (root / "checkpoints/step-00000004").exists(), "it is not ours to set aside"
 
 
 def attempt(

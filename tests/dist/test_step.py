@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from dataclasses import asdict
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mpt.data.loader import documents
 from mpt.data.order import rank_slice
 from mpt.dist import Ranks
 from mpt.model.network import MPT
-from mpt.objective import Objective, next_token_nats
+from mpt.objective import Objective, next_token_loss
 from mpt.optim import build_optimizer, set_learning_rate, training_tensors
+from mpt.recipe.plain import model_from
 from mpt.recipe.train import Optimizer
-from mpt.state import IGNORE, Microbatch, StepResult
+from mpt.state import IGNORE, Loss, Microbatch, StepResult
 from mpt.train.step import train_step
 from tests.tiny_model import TINY, digest, sharded, weights_of, whole
 from tests.world import on_ranks
@@ -26,6 +29,8 @@ Taken = tuple[dict[str, Tensor], list[tuple[float, float]]]
 
 BATCH = 12
 ADAMW = Optimizer(lr=1e-2)
+AS_SGD = Optimizer(lr=1e6, betas=(0.0, 0.0), eps=1e6, weight_decay=0.0)
+"""Moves a weight by its gradient: nothing is divided by a small number."""
 
 
 def global_batch() -> Microbatch:
@@ -39,7 +44,7 @@ def global_batch() -> Microbatch:
     return Microbatch(tokens, targets)
 
 
-def share_of(ranks: Ranks, microbatch_size: int) -> list[Microbatch]:
+def share_of(ranks: Ranks, microbatch_size: int, eod_id: int | None = None) -> list[Microbatch]:
     """Cut this rank's rows of the global batch as the loader does: equal counts, padded."""
     batch = global_batch()
     mine = rank_slice(BATCH, ranks.rank, ranks.world_size)
@@ -49,9 +54,12 @@ def share_of(ranks: Ranks, microbatch_size: int) -> list[Microbatch]:
     targets = torch.full_like(tokens, IGNORE)
     n = len(batch.tokens[mine])
     tokens[:n], targets[:n] = batch.tokens[mine], batch.targets[mine]
+    parts = [tokens, targets]
+    if eod_id is not None:
+        parts.append(torch.from_numpy(documents(tokens.numpy(), eod_id)))
     return [
         Microbatch(*cut)
-        for cut in zip(tokens.split(microbatch_size), targets.split(microbatch_size), strict=True)
+        for cut in zip(*(part.split(microbatch_size) for part in parts), strict=True)
     ]
 
 
@@ -66,11 +74,65 @@ def after_steps(
             model,
             optimizer,
             share_of(ranks, microbatch_size),
-            next_token_nats,
+            next_token_loss,
             max_grad_norm=max_grad_norm,
         )
         seen.append((float(result.loss), float(result.grad_norm)))
     return weights_of(model), seen
+
+
+RICH: dict[str, dict[str, Any]] = {
+    "llama-shaped": {
+        "alibi": False,
+        "rope": True,
+        "kv_n_heads": 2,
+        "ffn_type": "mptglu",
+        "act_fn": "silu",
+        "norm_type": "rmsnorm",
+        "tie_word_embeddings": False,
+        "attn_uses_sequence_id": True,
+    },
+    "shared keys": {
+        "n_layers": 3,
+        "alibi": False,
+        "learned_pos_emb": True,
+        "no_bias": False,
+        "qk_ln": True,
+        "embedding_fraction": 0.5,
+        "final_logit_softcapping": 5.0,
+        "block_overrides": {
+            "order": [{"name": "default"}, {"name": "same", "repeat": 2}],
+            "overrides": {"same": {"reuse_kv_layer_idx": -1, "sliding_window_size": 3}},
+        },
+    },
+}
+
+
+def rich_steps(ranks: Ranks, name: str, microbatch_size: int) -> Taken:
+    cfg = model_from(asdict(TINY) | RICH[name])
+    model = sharded(ranks, cfg)
+    optimizer = build_optimizer(model, AS_SGD)
+    eod_id = 5 if cfg.attn_uses_sequence_id else None
+    share = share_of(ranks, microbatch_size, eod_id)
+    seen = []
+    for _ in range(2):
+        result = train_step(model, optimizer, share, next_token_loss, max_grad_norm=1.0)
+        seen.append((float(result.loss), float(result.grad_norm)))
+    return weights_of(model), seen
+
+
+def begun_with(ranks: Ranks, name: str) -> dict[str, Tensor]:
+    return weights_of(sharded(ranks, model_from(asdict(TINY) | RICH[name])))
+
+
+@pytest.mark.parametrize("name", RICH)
+def test_every_option_of_the_model_is_sharded_alike(name: str) -> None:
+    (alone,) = on_ranks(1, rich_steps, name, BATCH)
+    (begun,) = on_ranks(1, begun_with, name)
+    still = [key for key, weight in alone[0].items() if torch.equal(weight, begun[key])]
+    assert not still, "no gradient reaches these"
+    for result in on_ranks(2, rich_steps, name, 2):
+        assert_same(result, alone)
 
 
 def assert_same(ours: Taken, theirs: Taken) -> None:
@@ -150,9 +212,8 @@ def one_sgd_step(ranks: Ranks, max_grad_norm: float) -> float:
     """
     model = sharded(ranks)
     before = weights_of(model)
-    as_sgd = Optimizer(lr=1e6, betas=(0.0, 0.0), eps=1e6, weight_decay=0.0)
-    optimizer = build_optimizer(model, as_sgd)
-    train_step(model, optimizer, share_of(ranks, 4), next_token_nats, max_grad_norm=max_grad_norm)
+    optimizer = build_optimizer(model, AS_SGD)
+    train_step(model, optimizer, share_of(ranks, 4), next_token_loss, max_grad_norm=max_grad_norm)
     moved = [(before[name] - after).norm() for name, after in weights_of(model).items()]
     return float(torch.stack(moved).norm())
 
@@ -166,9 +227,10 @@ def with_a_bad_step(ranks: Ranks, bad_rank: int, factor: float, loss_limit: floa
     optimizer = build_optimizer(model, ADAMW)
     set_learning_rate(optimizer, 1e-2)
 
-    def spoiled(network: torch.nn.Module, microbatch: Microbatch) -> Tensor:
-        nats = next_token_nats(network, microbatch)
-        return nats * factor if ranks.rank == bad_rank else nats
+    def spoiled(network: torch.nn.Module, microbatch: Microbatch) -> Loss:
+        loss = next_token_loss(network, microbatch)
+        times = factor if ranks.rank == bad_rank else 1.0
+        return Loss(loss.objective * times, loss.nats * times)
 
     def take(objective: Objective) -> StepResult:
         return train_step(
@@ -183,11 +245,11 @@ def with_a_bad_step(ranks: Ranks, bad_rank: int, factor: float, loss_limit: floa
     def state() -> str:
         return digest({n: whole(t) for n, t in training_tensors(model, optimizer).items()})
 
-    take(next_token_nats)
+    take(next_token_loss)
     before = state()
     bad = take(spoiled)
     after = state()
-    good = take(next_token_nats)
+    good = take(next_token_loss)
     return bad, before, after, state(), good
 
 
@@ -207,7 +269,7 @@ def first_step(ranks: Ranks, loss_limit: float) -> tuple[float, bool]:
         model,
         build_optimizer(model, ADAMW),
         share_of(ranks, 4),
-        next_token_nats,
+        next_token_loss,
         max_grad_norm=1.0,
         loss_limit=loss_limit,
     )

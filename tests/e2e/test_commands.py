@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mpt.tokenizer import train_tokenizer
 from tests.e2e.conftest import Small, await_that, lines
 
 
@@ -126,6 +127,32 @@ def test_generate_gives_the_same_text_from_run_checkpoint_and_export(
     }
     assert len(texts) == 1
     assert texts.pop().startswith("def main(")
+
+
+def test_an_imported_model_is_trained_on_from_where_it_was(
+    small: Small, run_dir: Path, exported: Path, tmp_path: Path
+) -> None:
+    imported, on, other = tmp_path / "imported", tmp_path / "on", tmp_path / "other.model"
+    small.mpt("import", exported, imported)
+    frozen = ("train.steps=1", "schedule.warmup_steps=0", "optimizer.lr=1e-12")
+    begin = f"train.init_from={imported}"
+    small.mpt("train", small.recipe, begin, *frozen, "--run-dir", on)
+    before, after = (
+        [r["eval_loss"] for r in lines(path / "metrics.jsonl") if "eval_loss" in r][-1]
+        for path in (run_dir, on)
+    )
+    assert after == pytest.approx(before, rel=1e-4)
+    train_tokenizer(["other words " * 50], other, vocab_size=270)
+    refused = small.mpt(
+        "train",
+        small.recipe,
+        begin,
+        f"tokenizer.path={other}",
+        "--run-dir",
+        tmp_path / "x",
+        code=2,
+    )
+    assert "was trained with another tokenizer" in refused.stderr
 
 
 def test_an_export_is_written_over_only_if_asked(

@@ -11,10 +11,10 @@ import torch
 from mpt.checkpoint.load import restore
 from mpt.dist import process_group
 from mpt.launch.pulse import anonymous_file
-from mpt.model.attend import attend_sdpa
+from mpt.model.attend import Scores, attend_with
 from mpt.model.network import MPT
 from mpt.model.position import alibi_slopes
-from mpt.objective import next_token_nats
+from mpt.objective import next_token_loss
 from mpt.optim import build_optimizer, training_tensors
 from mpt.recipe.train import Optimizer
 from mpt.state import IGNORE, Microbatch, RunState
@@ -50,9 +50,9 @@ def batch(device: torch.device) -> Microbatch:
 
 def test_attention_on_the_gpu_equals_the_cpu() -> None:
     q, k, v = torch.randn(3, 2, 3, 200, 16)
-    slopes = alibi_slopes(3)
-    here = attend_sdpa(q, k, v, slopes, 0.3, 0.0)
-    there = attend_sdpa(q.cuda(), k.cuda(), v.cuda(), slopes.cuda(), 0.3, 0.0)
+    slopes, attend = alibi_slopes(3), attend_with("sdpa")
+    here = attend(q, k, v, Scores(0.3, slopes))
+    there = attend(q.cuda(), k.cuda(), v.cuda(), Scores(0.3, slopes.cuda()))
     torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
 
 
@@ -63,9 +63,11 @@ def test_a_step_on_the_gpu_equals_the_cpu() -> None:
         plain.load_state_dict({name: whole(p).cpu() for name, p in model.named_parameters()})
         optimizer = build_optimizer(model, Optimizer(lr=1e-3))
         there = batch(ranks.device)
-        expected = plain(there.tokens.cpu(), there.targets.cpu()) / (there.targets != IGNORE).sum()
-        result = train_step(model, optimizer, [there], next_token_nats, max_grad_norm=1.0)
-        assert float(result.loss) == pytest.approx(float(expected.detach()), rel=1e-3)
+        expected = (
+            plain(there.tokens.cpu(), there.targets.cpu()).nats / (there.targets != IGNORE).sum()
+        )
+        result = train_step(model, optimizer, [there], next_token_loss, max_grad_norm=1.0)
+        assert float(result.loss) == pytest.approx(float(expected), rel=1e-3)
         assert bool(result.applied)
 
 
@@ -75,10 +77,10 @@ def test_the_step_never_makes_the_host_wait_for_the_gpu() -> None:
         optimizer = build_optimizer(model, Optimizer(lr=1e-3))
         there = batch(ranks.device)
         for _ in range(2):
-            train_step(model, optimizer, [there], next_token_nats, max_grad_norm=1.0)
+            train_step(model, optimizer, [there], next_token_loss, max_grad_norm=1.0)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            train_step(model, optimizer, [there], next_token_nats, max_grad_norm=1.0)
+            train_step(model, optimizer, [there], next_token_loss, max_grad_norm=1.0)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -89,7 +91,7 @@ def test_save_then_load_is_the_identity_on_the_gpu(tmp_path: Path) -> None:
         model = sharded(ranks)
         optimizer = build_optimizer(model, Optimizer(lr=1e-2))
         tensors = training_tensors(model, optimizer)
-        train_step(model, optimizer, [batch(ranks.device)], next_token_nats, max_grad_norm=1.0)
+        train_step(model, optimizer, [batch(ranks.device)], next_token_loss, max_grad_norm=1.0)
         saved = digest({name: whole(t).cpu() for name, t in tensors.items()})
         saver = saver_in(tmp_path, tensors, ranks, lambda *_, **__: None)
         saver.save(RunState(1, 4, 64))
@@ -105,7 +107,7 @@ def test_a_copy_in_memory_is_the_identity_on_the_gpu() -> None:
         model = sharded(ranks)
         optimizer = build_optimizer(model, Optimizer(lr=1e-2))
         tensors = training_tensors(model, optimizer)
-        train_step(model, optimizer, [batch(ranks.device)], next_token_nats, max_grad_norm=1.0)
+        train_step(model, optimizer, [batch(ranks.device)], next_token_loss, max_grad_norm=1.0)
         saved = digest({name: whole(t).cpu() for name, t in tensors.items()})
         descriptor = anonymous_file("mpt-test")
         memory = memory_in(f"/proc/self/fd/{descriptor}", tensors, ranks)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpt.checkpoint.weights import Piece, Weights
+from mpt.checkpoint.weights import Weights, gather, pieces_in
 from mpt.model.network import MPT
 from mpt.recipe.model import Model
 from mpt.tokenizer import train_tokenizer
@@ -56,11 +56,7 @@ def make_weights(tmp_path_factory: pytest.TempPathFactory) -> MakeWeights:
             for name, tensor in MPT(model).state_dict().items()
         }
         save_file(tensors, path)
-        return Weights(
-            directory,
-            {name: tuple(t.shape) for name, t in tensors.items()},
-            {name: (Piece(path, tuple(t.shape), (0,) * t.ndim),) for name, t in tensors.items()},
-        )
+        return gather(directory, ((piece.key, piece) for piece in pieces_in(path)))
 
     return make
 

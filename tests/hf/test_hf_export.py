@@ -5,28 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mpt.checkpoint.weights import Weights
 from mpt.errors import CheckpointError, DataError, UsageError
-from mpt.generate import generate
+from mpt.generate.loop import Options, generate
+from mpt.generate.sample import Sampling
 from mpt.hf.export import Dtype, export
 from mpt.hf.load import build_network, load_exported
-from mpt.hf.shards import plan
+from mpt.hf.prove import Proof
 from mpt.recipe.model import Model
+from mpt.recipe.rope import RopeScaling
 from mpt.tokenizer import train_tokenizer
+
+from .test_hf_config import LLAMA
 
 transformers = pytest.importorskip("transformers")
 
 ALL_FILES = [
+    "README.md",
     "config.json",
     "generation_config.json",
     "model.safetensors",
@@ -54,6 +56,41 @@ def in_transformers(directory: Path) -> Any:
     ).eval()
 
 
+STRETCHED = RopeScaling(
+    type="llama3", factor=8.0, high_freq_factor=3.0, original_max_position_embeddings=24
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"kv_n_heads": None, "tie_word_embeddings": True, "norm_eps": 0.1, "act_fn": "gelu_tanh"},
+        {"kv_n_heads": 1, "no_bias": False, "norm_type": "low_precision_rmsnorm", "act_fn": "mish"},
+        {"head_dim": 10, "rope_theta": 300.0, "act_fn": "gelu", "ffn_hidden_size": 50},
+        {"rope_hf_config": RopeScaling(type="linear", factor=3.0), "act_fn": "relu"},
+        {"rope_hf_config": STRETCHED, "act_fn": "tanh"},
+        # Beyond max_seq_len, where the base grows.
+        {"rope_hf_config": RopeScaling(type="dynamic", factor=3.0), "max_seq_len": 40},
+    ],
+)
+def test_a_model_of_llamas_shape_is_llama_in_transformers(
+    make_weights: Callable[[Model], Weights], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    model = replace(LLAMA, **change)
+    weights = make_weights(model)
+    assert export(weights, model, None, tmp_path / "out").proved
+    tokens = torch.randint(model.vocab_size, (2, 96))
+    theirs = in_transformers(tmp_path / "out")
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    with torch.inference_mode():
+        logits = theirs(tokens).logits
+        torch.testing.assert_close(
+            build_network(model, weights.read)(tokens), logits, atol=1e-4, rtol=0
+        )
+    assert logits.std() > 0.1
+
+
 def left_behind(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
@@ -67,6 +104,7 @@ def left_behind(directory: Path) -> list[str]:
         {"n_heads": 1},
         {"n_heads": 3, "n_layers": 1},
         {"max_seq_len": 600},
+        {"tie_word_embeddings": False, "norm_eps": 0.1, "norm_type": "layernorm"},
     ],
 )
 def test_transformers_computes_our_logits(
@@ -90,16 +128,16 @@ def test_the_exported_directory_runs_here_as_it_does_in_transformers(
     for name, tensor in loaded.network.state_dict().items():
         assert torch.equal(tensor, weights.read(name))
     prompt = loaded.tokenizer.encode("def main(")
-    here = generate(loaded.network, prompt, max_new_tokens=40, context=96, temperature=0)
+    options = Options(tokens=40, context=96, sampling=Sampling(temperature=0))
+    here = [token for _, token in generate(loaded.network, [prompt], options)]
     there = in_transformers(exported).generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         max_new_tokens=40,
         do_sample=False,
     )
-    continuation = list(here)
-    assert there[0, len(prompt) :].tolist() == continuation
-    assert len(set(continuation)) > 9  # no loop that anything would get right
+    assert there[0, len(prompt) :].tolist() == here
+    assert len(set(here)) > 9  # no loop that anything would get right
 
 
 def test_an_export_is_what_the_hub_expects_and_nothing_else(exported: Path) -> None:
@@ -127,25 +165,12 @@ def test_a_sharded_export_equals_a_single_file(
         assert torch.equal(load_file(tmp_path / "out" / file)[name], whole[name])
 
 
-@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=30), shard_bytes=st.integers(1, 100))
-def test_a_shard_exceeds_its_size_only_for_a_single_tensor(
-    sizes: list[int], shard_bytes: int
-) -> None:
-    named = {f"t{i}": size for i, size in enumerate(sizes)}
-    shards = plan(named, shard_bytes)
-    assert [name for shard in shards for name in shard.tensors] == list(named)
-    for shard in shards:
-        assert len(shard.tensors) == 1 or sum(named[t] for t in shard.tensors) <= shard_bytes
-    for left, right in pairwise(shards):  # no file could have held more
-        assert sum(named[t] for t in left.tensors) + named[right.tensors[0]] > shard_bytes
-
-
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", "bfloat16"), ("fp16", "float16")])
 def test_a_rounded_export_is_proved_against_rounded_weights(
     weights: Weights, model: Model, tmp_path: Path, dtype: Dtype, torch_dtype: str
 ) -> None:
     result = export(weights, model, None, tmp_path / "out", dtype=dtype)
-    assert result.proof is not None
+    assert isinstance(result.proof, Proof)
     assert result.proof.max_difference < 1e-4
     for name, tensor in load_file(tmp_path / "out/model.safetensors").items():
         assert tensor.dtype == getattr(torch, torch_dtype)
@@ -165,6 +190,15 @@ def test_what_changes_on_the_way_is_said(weights: Weights, model: Model, tmp_pat
     result = export(weights, model, None, tmp_path / "out")
     assert [note.split(" is ")[0] for note in result.notes[:1]] == ["attn_pdrop 0.3"]
     assert "no tokenizer" in result.notes[1]
+    model = replace(model, attn_pdrop=0.0, attn_uses_sequence_id=True)
+    result = export(weights, model, None, tmp_path / "again")
+    assert "each text is a document by itself" in result.notes[0]
+
+
+def test_an_export_has_a_card_that_says_what_was_proved(exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    assert "logits of 192 tokens differ by" in card
+    assert "the 32 tokens it generates greedily are the likeliest here too" in card
 
 
 def test_a_taken_directory_is_refused_unless_it_is_an_export_to_overwrite(
@@ -177,7 +211,7 @@ def test_a_taken_directory_is_refused_unless_it_is_an_export_to_overwrite(
         export(weights, model, None, out)
     export(weights, model, None, out, dtype="bf16", overwrite=True)
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
-    (out / "README.md").write_text("my model card")
+    (out / "README.md").write_text("my model card")  # no longer the one that was written
     with pytest.raises(UsageError, match=r"README.md"):
         export(weights, model, None, out, overwrite=True)
     assert (out / "README.md").read_text() == "my model card"
@@ -190,13 +224,13 @@ def test_what_a_killed_export_left_behind_is_not_in_the_way(
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial/model-00001-of-00009.safetensors").write_bytes(b"half")
     result = export(weights, model, None, tmp_path / "out")
-    assert result.files == tuple(ALL_FILES[:3])
+    assert result.files == tuple(ALL_FILES[:4])
     assert left_behind(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("change", [{"vocab_size": 1101}, {"n_layers": 1}, {"n_layers": 10**9}])
 def test_weights_of_another_model_are_refused(
-    weights: Weights, model: Model, tmp_path: Path, change: dict[str, int]
+    weights: Weights, model: Model, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     with pytest.raises(CheckpointError, match=r"not the weights of this model|fewer tensors"):
         export(weights, replace(model, **change), None, tmp_path / "out")
@@ -241,8 +275,13 @@ def test_a_damaged_exported_directory_is_refused(
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_exported(out)
     first.unlink()
+    with pytest.raises(CheckpointError, match="names 'model-00001-of-00004"):
+        load_exported(out)
+    index = (out / "model.safetensors.index.json").read_bytes()
+    (out / "model.safetensors.index.json").unlink()
     with pytest.raises(CheckpointError, match="is missing"):
         load_exported(out)
+    (out / "model.safetensors.index.json").write_bytes(index)
     first.write_bytes(tensors)
     (out / "model-again.safetensors").write_bytes(tensors)
     with pytest.raises(CheckpointError, match="is also in"):

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpt.hf.tokenizer import tokenizer_json, write_tokenizer
-from mpt.tokenizer import EOD_PIECE, Tokenizer, load_tokenizer, train_tokenizer
+from mpt.tokenizer import (
+    CONFIG_FILE,
+    EOD_PIECE,
+    JSON_FILE,
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 transformers = pytest.importorskip("transformers")
 
@@ -103,7 +111,9 @@ def test_the_tokenizers_library_alone_agrees_when_told_to_read_special_tokens_as
 ) -> None:
     from tokenizers import Tokenizer as Backend
 
-    backend = Backend.from_str(json.dumps(tokenizer_json(load_tokenizer(tokenizer_file))))
+    loaded = load_tokenizer(tokenizer_file)
+    assert isinstance(loaded, SentencePieceTokenizer)
+    backend = Backend.from_str(json.dumps(tokenizer_json(loaded)))
     backend.encode_special_tokens = True
     for text in HARD_TEXTS:
         assert backend.encode(text).ids == ours.encode(text)
@@ -115,3 +125,57 @@ def test_the_files_are_a_function_of_the_tokenizer(tokenizer_file: Path, tmp_pat
         write_tokenizer(tokenizer_file, tmp_path / name)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def byte_level_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another program's tokenizer, which cuts texts off, fills them up and puts tokens around."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<s>", "</s>", EOD_PIECE],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([Path(__file__).read_text("utf-8"), *HARD_TEXTS], trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    backend.enable_truncation(16)
+    backend.enable_padding(length=16)
+    directory = tmp_path_factory.mktemp("another")
+    backend.save(str(directory / JSON_FILE))
+    (directory / CONFIG_FILE).write_text(json.dumps({"eos_token": EOD_PIECE, "bos_token": "<s>"}))
+    return directory / JSON_FILE
+
+
+def test_auto_tokenizer_gives_our_ids_of_another_programs_tokenizer(
+    byte_level_file: Path, tmp_path: Path
+) -> None:
+    ours, theirs = load_tokenizer(byte_level_file), auto_tokenizer(byte_level_file, tmp_path)
+    for text in HARD_TEXTS:
+        ids = ours.encode(text)
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids) == text
+    assert (theirs.eos_token, theirs.eos_token_id) == (EOD_PIECE, ours.eod_id)
+    assert len(theirs) == ours.vocab_size
+
+
+def test_an_export_of_another_programs_tokenizer_is_the_same_tokenizer(
+    byte_level_file: Path, tmp_path: Path
+) -> None:
+    write_tokenizer(byte_level_file, tmp_path, max_length=77)
+    again = load_tokenizer(tmp_path / JSON_FILE)
+    assert again.sha256 == load_tokenizer(byte_level_file).sha256
+    assert sorted(path.name for path in tmp_path.iterdir()) == [JSON_FILE, CONFIG_FILE]
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert config["model_max_length"] == 77
+    (tmp_path / "twice").mkdir()
+    write_tokenizer(tmp_path / JSON_FILE, tmp_path / "twice", max_length=77)
+    for path in (tmp_path / "twice").iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()

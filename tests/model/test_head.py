@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpt.model.head import summed_nats
+from mpt.model.head import LogitForm, summed_loss
 from mpt.recipe.budget import HEAD_ROWS
-from mpt.state import IGNORE
+from mpt.state import IGNORE, Loss
 
 D, V = 16, 61
 
@@ -24,9 +24,29 @@ def case(rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor,
     return hidden.requires_grad_(), weight.requires_grad_(), targets
 
 
-def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    logits = (hidden @ weight.T).flatten(0, 1)
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="sum")
+FORMS = {
+    "as it is": LogitForm(),
+    "scaled": LogitForm(factor=0.3),
+    "capped": LogitForm(factor=2.0, cap=5.0),
+    "z-loss": LogitForm(z_loss=0.1),
+    "all": LogitForm(factor=0.5, cap=3.0, z_loss=0.03),
+}
+
+
+def ours_of(case: tuple[Tensor, Tensor, Tensor], form: LogitForm = FORMS["as it is"]) -> Loss:
+    return summed_loss(*case, form)
+
+
+def plain(
+    hidden: Tensor, weight: Tensor, targets: Tensor, form: LogitForm = FORMS["as it is"]
+) -> tuple[Tensor, Tensor]:
+    """The objective and its part that is nats."""
+    logits = form.factor * (hidden @ weight.T).flatten(0, 1)
+    if form.cap is not None:
+        logits = form.cap * torch.tanh(logits / form.cap)
+    nats = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    taken = logits[targets.flatten() != IGNORE]
+    return nats + form.z_loss * (taken.exp().sum(-1).log() ** 2).sum(), nats
 
 
 def gradient(tensor: Tensor) -> Tensor:
@@ -35,11 +55,14 @@ def gradient(tensor: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("rows", [2, HEAD_ROWS - 1, HEAD_ROWS, HEAD_ROWS + 1, 1100])
-def test_loss_and_gradients_equal_cross_entropy(rows: int) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_loss_and_gradients_equal_the_plain_ones(rows: int, form: str) -> None:
     ours, theirs = case(rows), case(rows)
-    loss, expected = summed_nats(*ours), plain(*theirs)
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
-    (loss * 0.37).backward()
+    loss, (expected, nats) = ours_of(ours, FORMS[form]), plain(*theirs, FORMS[form])
+    torch.testing.assert_close(loss.objective, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(loss.nats, nats, rtol=1e-5, atol=1e-4)
+    assert not loss.nats.requires_grad, "what is reported is not what is minimised"
+    (loss.objective * 0.37).backward()
     (expected * 0.37).backward()
     for mine, reference in zip(ours[:2], theirs[:2], strict=True):
         torch.testing.assert_close(gradient(mine), gradient(reference), rtol=1e-4, atol=1e-4)
@@ -48,16 +71,16 @@ def test_loss_and_gradients_equal_cross_entropy(rows: int) -> None:
 def test_bf16_gradients_add_up_over_many_chunks() -> None:
     rows = 16 * HEAD_ROWS
     ours, exact = case(rows, torch.bfloat16), case(rows, torch.bfloat16)
-    summed_nats(*ours).backward()
+    ours_of(ours).objective.backward()
     hidden, weight = (t.detach().double().requires_grad_() for t in exact[:2])
-    plain(hidden, weight, exact[2]).backward()
+    plain(hidden, weight, exact[2])[0].backward()
     error = (gradient(ours[1]).double() - gradient(weight)).norm() / gradient(weight).norm()
     assert error < 5e-3
 
 
 def test_no_target_no_loss_no_gradient() -> None:
     hidden, weight, targets = case(10)
-    loss = summed_nats(hidden, weight, torch.full_like(targets, IGNORE))
+    loss = ours_of((hidden, weight, torch.full_like(targets, IGNORE)), FORMS["all"]).objective
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert not gradient(hidden).any()
@@ -82,11 +105,11 @@ class LargestTensor(TorchDispatchMode):
 def test_no_tensor_of_all_logits_is_ever_made() -> None:
     rows = 8 * HEAD_ROWS
     with LargestTensor() as seen:
-        summed_nats(*case(rows)).backward()
+        ours_of(case(rows)).objective.backward()
     assert seen.elements <= max(HEAD_ROWS * V, rows * D)
 
 
 def test_evaluation_gives_the_same_loss_as_training() -> None:
-    hidden, weight, targets = case(700)
     with torch.no_grad():
-        assert torch.equal(summed_nats(hidden, weight, targets), summed_nats(*case(700)).detach())
+        evaluated = ours_of(case(700))
+    assert torch.equal(evaluated.nats, ours_of(case(700)).nats)

@@ -160,15 +160,84 @@ def test_a_problem_of_a_whole_section_points_at_its_key() -> None:
     assert problems(two)[0].startswith("21:1: prepare: fills one stream, but data.streams names 2")
 
 
-def test_an_option_of_mpt_may_be_stated_only_as_it_is_built() -> None:
+def test_a_default_of_mpt_may_be_stated() -> None:
     same = tiny("n_heads: 8", "n_heads: 8\n  alibi: true\n  kv_n_heads: null\n  no_bias: true")
     assert loads(same, "r.yaml") == loads(TINY, "r.yaml")
-    for line, said in [
-        ("alibi: false", "9:10: model.alibi: false is not built yet; only true is."),
-        ("no_bias: 1", "9:12: model.no_bias: 1 is not built yet; only true is."),
-        ("kv_n_heads: 4", "9:15: model.kv_n_heads: 4 is not built yet; only null is."),
-    ]:
-        assert problems(tiny("n_heads: 8", f"n_heads: 8\n  {line}")) == [said]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["rope: true"], "model.rope: alibi is on as well, as it is by default; add `alibi: fal"),
+        (["alibi: false", "rope: true", "learned_pos_emb: true"], "model.learned_pos_emb: rope is"),
+        (["alibi: false", "rope: true", "head_dim: 5"], "model.rope: a head of odd width 5 has no"),
+        (["rope_hf_config: {factor: 2}"], "model.rope_hf_config: has no meaning without rope; add"),
+        (
+            ["alibi: false", "rope: true", "rope_hf_config: {type: llama3, factor: 2}"],
+            "model.rope_hf_config.original_max_position_embeddings: None is not a context",
+        ),
+        (
+            ["alibi: false", "rope: true", "rope_hf_config: {type: linear, factor: 0.5}"],
+            "model.rope_hf_config.factor: 0.5 is not 1 or more.",
+        ),
+        (["kv_n_heads: 3"], "model.kv_n_heads: 3 heads of keys do not divide 8 heads of queries."),
+        (["kv_n_heads: 2", "attn_type: multihead_attention"], "model.attn_type: multihead_attent"),
+        (["kv_n_heads: 2", "attn_type: multiquery_attention"], "model.attn_type: multiquery_atte"),
+        (["attn_type: grouped_query_attention"], "model.attn_type: grouped_query_attention does"),
+        (["qk_ln: true", "qk_gn: true"], "model.qk_gn: qk_ln is on as well; at most one of the"),
+        (["sliding_window_size: 0"], "model.sliding_window_size: 0 is no window; -1 is off."),
+        (["logit_scale: 0.0"], "model.logit_scale: 0.0 leaves no logits; null is off."),
+        (["attn_logit_softcapping: 0"], "model.attn_logit_softcapping: 0.0 is not a positive num"),
+        (["norm_eps: 0"], "model.norm_eps: 0.0 is not a positive number."),
+        (["embedding_fraction: 1.5"], "model.embedding_fraction: 1.5 is not in (0, 1]."),
+        (["ffn_hidden_size: 0"], "model.ffn_hidden_size: 0 is too small; the least is 1."),
+        (["init_config: {name: baseline_}"], "model.init_config.init_std: missing; baseline_ nee"),
+        (["init_config: {name: xavier_normal_}"], "model.init_config.init_gain: 0.0 would make a"),
+        (["init_config: {init_std: 0.1}"], "model.init_config.init_std: has no meaning for kaim"),
+        (["init_config: {init_div_is_residual: 0.0}"], "model.init_config.init_div_is_residual:"),
+        (
+            ["init_config: {emb_init_std: 1.0, emb_init_uniform_lim: 2.0}"],
+            "model.init_config.emb_init_uniform_lim: emb_init_std is given as well.",
+        ),
+        (
+            ["init_config: {emb_init_uniform_lim: [2.0, 1.0]}"],
+            "model.init_config.emb_init_uniform_lim: [2.0, 1.0] is no interval.",
+        ),
+        (
+            ["block_overrides: {order: [{name: default, repeat: 2}]}"],
+            "model.block_overrides.order: spells out 2 blocks, and n_layers is 6.",
+        ),
+        (
+            ["block_overrides: {order: [{name: other, repeat: 6}]}"],
+            "model.block_overrides.order: block 0 is 'other', which overrides do not have; they",
+        ),
+        (
+            ["block_overrides: {order: [{repeat: 6}]}"],
+            "model.block_overrides.order[0]: needs either a name or an order of its own.",
+        ),
+        (
+            [
+                "block_overrides:",
+                "    order: [{name: a}, {name: default, repeat: 5}]",
+                "    overrides: {a: {reuse_kv_layer_idx: -1}}",
+            ],
+            "model.block_overrides.overrides.a.reuse_kv_layer_idx: block 0 has no block 1 before",
+        ),
+        (
+            [
+                "block_overrides:",
+                "    order: [{name: default, repeat: 5}, {name: a}]",
+                "    overrides: {a: {reuse_kv_layer_idx: 1}}",
+            ],
+            "model.block_overrides.overrides.a.reuse_kv_layer_idx: 1 is not negative; -1 is the",
+        ),
+        (["ffn_type: te_ln_mlp"], "model.ffn_type: 'te_ln_mlp' is Transformer Engine's, which is"),
+        (["ffn_type: mb_dmoe"], "model.ffn_type: 'mb_dmoe' is an option of mixtures of experts"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(lines: list[str], said: str) -> None:
+    (line,) = problems(tiny("n_heads: 8", "n_heads: 8\n  " + "\n  ".join(lines)))
+    assert line.split(": ", 1)[1].startswith(said)
 
 
 @pytest.mark.parametrize("key", ["n_heads", "alibi"])

@@ -1,0 +1,1 @@
+"""Text out of a trained model: greedy or sampled, one prompt or many, with no process group."""

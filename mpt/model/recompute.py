@@ -1,0 +1,56 @@
+"""Activation checkpointing: what a block keeps for its backward pass, and what it makes again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
+
+Recompute = Literal["none", "selective", "full"]
+"""none keeps all; selective keeps what matrix products and fused attention give, and makes norms,
+activations and the like again; full keeps a block's input alone and runs the block again."""
+
+T = TypeVar("T")
+
+_KEPT = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.higher_order.flex_attention,
+}
+"""What costs most to make again for what it takes to keep. Not batched products: the scores of
+an attention that is not fused are the largest tensors of a block."""
+
+
+def recomputed(how: Recompute, run: Callable[..., T], *args: Any, has_dropout: bool) -> T:
+    """Return `run(*args)`, keeping for its backward pass what `how` says.
+
+    Args:
+        has_dropout: whether `run` draws random numbers, which must be the same again.
+    """
+    if how == "none":
+        return run(*args)
+    contexts = _selective if how == "selective" else noop_context_fn
+    result: T = checkpoint(
+        run, *args, use_reentrant=False, preserve_rng_state=has_dropout, context_fn=contexts
+    )
+    return result
+
+
+def _policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = operation in _KEPT
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_selective = partial(create_selective_checkpoint_contexts, _policy)

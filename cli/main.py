@@ -11,7 +11,7 @@ import typer
 from mpt import __version__
 from mpt.errors import EXIT_INTERRUPTED, EXIT_USAGE, MptError, RecipeError
 
-from . import chaos, data, generate, model, run, submit
+from . import bench, chaos, data, generate, model, run, submit
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +26,7 @@ app.command()(chaos.chaos)
 app.command()(model.export)
 app.command("import")(model.import_)
 app.command()(generate.generate)
+app.command()(bench.bench)
 app.add_typer(data.app, name="data")
 
 

@@ -198,6 +198,31 @@ def imported(done: Imported, as_json: bool) -> None:
         tell(note)
 
 
+def measured(found: dict[str, Any]) -> None:
+    """Show what a step costs."""
+    step, parts, chosen = found["step_s"], found["parts_s"], found["chosen"]
+    hardware, world_size = found["hardware"], found["world_size"]
+    _rows(
+        {
+            "speed": f"{found['tokens_per_second']:,.0f} tokens/s"
+            + ("" if world_size == 1 else f", {found['tokens_per_second_per_rank']:,.0f} a worker")
+            + _number(found["mfu"], ", MFU {:.1%}", missing="")
+            + _number(found["causal_mfu"], " (attention halved: {:.1%})", missing=""),
+            "step": f"{step['median']:.4f} s (median of {found['steps']}), "
+            f"{step['p95']:.4f} s (95th percentile), {found['tokens_per_step']:,} tokens",
+            "parts": ", ".join(f"{part} {seconds:.4f} s" for part, seconds in parts.items()),
+            "first step": f"{found['first_step_s']:.1f} s, compiling included"
+            if chosen["compile"]
+            else f"{found['first_step_s']:.1f} s",
+            "peak memory": f"{found['peak_memory_bytes'] / GIB:.2f} GiB a worker",
+            "chosen": ", ".join(f"{key} {value}" for key, value in chosen.items()),
+            "hardware": ", ".join(f"{key} {value}" for key, value in hardware.items()),
+            "data": found["data"],
+            "versions": ", ".join(f"{key} {value}" for key, value in found["versions"].items()),
+        }
+    )
+
+
 def recipes(found: dict[str, str]) -> None:
     """List recipes by name, with the first line of each."""
     for name, text in found.items():

@@ -30,7 +30,7 @@ FLOORS = [
     },
     {"model", "data", "optim", "schedule", "checkpoint", "health"},
     {"objective", "generate", "evaluate", "hf"},
-    {"train", "status", "chaos"},
+    {"train", "status", "chaos", "bench"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -122,6 +122,7 @@ def test_every_package_travels_in_the_wheel() -> None:
         "import mpt.data.prepare",
         "import mpt.train.start",
         "import mpt.chaos.prove",
+        "import mpt.bench.run",
         "from mpt.cli.main import main; import sys; sys.argv = ['mpt', '--help']; main()",
         "from mpt.cli.main import main; import sys; "
         "sys.argv = ['mpt', 'train', 'recipes/tiny.yaml', '--check']; main()",

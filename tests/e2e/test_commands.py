@@ -129,6 +129,15 @@ def test_generate_gives_the_same_text_from_run_checkpoint_and_export(
     assert texts.pop().startswith("def main(")
 
 
+def test_an_export_for_llama_cpp_is_one_file_that_was_read_back(
+    small: Small, run_dir: Path, tmp_path: Path
+) -> None:
+    done = small.mpt("export", run_dir, tmp_path / "small.gguf", "--format", "gguf", "--json")
+    assert json.loads(done.stdout)["files"] == ["small.gguf"]
+    assert json.loads(done.stdout)["proof"]["n_tokens"] > 0
+    assert (tmp_path / "small.gguf").read_bytes()[:4] == b"GGUF"
+
+
 def test_an_imported_model_is_trained_on_from_where_it_was(
     small: Small, run_dir: Path, exported: Path, tmp_path: Path
 ) -> None:

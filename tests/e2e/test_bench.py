@@ -18,19 +18,8 @@ WHOLE = ("data", "forward", "backward", "optimizer")
 def test_what_is_measured_are_the_steps_that_training_takes(
     small: Small, tmp_path: Path, nproc: str
 ) -> None:
-    done = small.mpt(
-        "bench",
-        small.recipe,
-        *SAME,
-        "--real",
-        "--json",
-        "--nproc",
-        nproc,
-        "--steps",
-        "3",
-        "--warmup",
-        "2",
-    )
+    asked = ("--real", "--json", "--nproc", nproc, "--steps", "3", "--warmup", "2")
+    done = small.mpt("bench", small.recipe, *SAME, *asked)
     found: dict[str, Any] = json.loads(done.stdout)
     run = ("train.steps=20", "--run-dir", tmp_path / "run", "--nproc", nproc)
     small.mpt("train", small.recipe, *SAME, *run)

@@ -11,7 +11,7 @@ demo: $(STAMP)  ## train recipes/tiny.yaml, export it, and print what it writes
 	$(BIN)/mpt generate demo/tiny-hf "def main("
 
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: $(STAMP)  ## format, lint, types, floors
 	$(BIN)/ruff format --check .

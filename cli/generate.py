@@ -82,6 +82,7 @@ def generate(
 
     texts = _texts(prompt, prompts)
     loaded = open_source(source)
+    render.passed_over(loaded.passed_over)
     options = Options(
         tokens=tokens,
         context=loaded.model.max_seq_len if context is None else context,
@@ -108,7 +109,9 @@ def generate(
 
 def _texts(prompt: str | None, path: Path | None) -> list[str]:
     if (prompt is None) == (path is None):
-        raise UsageError("give either a PROMPT or --prompts FILE.")
+        raise UsageError(
+            "give either a PROMPT or --prompts FILE; `--prompts -` reads standard input."
+        )
     if path is None:
         return [prompt or ""]
     from mpt.generate.prompts import read_prompts

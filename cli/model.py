@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mpt.errors import UsageError
 
 from . import render
 
@@ -36,14 +39,27 @@ def export(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="A new directory; for gguf also a file, X.gguf.")
     ],
-    format: Annotated[Format, typer.Option(help="transformers', or llama.cpp's.")] = Format.hf,
+    format: Annotated[
+        Format | None,
+        typer.Option(help="transformers', or llama.cpp's; follows from OUT ending in .gguf."),
+    ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; as they are stored.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+    unproved: Annotated[
+        bool, typer.Option("--unproved", help="Go on where transformers is not installed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the weights in another program's format, and prove that it computes the same."""
     from mpt.hf.source import open_checkpoint
 
+    if format is None:
+        format = Format.gguf if out.suffix == ".gguf" else Format.hf
+    if format is Format.hf and not unproved and find_spec("transformers") is None:
+        raise UsageError(
+            "an export proves itself in transformers, which is not installed: "
+            "pip install 'mpt-train[hf]', or say --unproved."
+        )
     opened = open_checkpoint(source)
     render.passed_over(opened.passed_over)
     from mpt.hf import export as to_hf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,7 @@ def verified(found: dict[Path, list[str]]) -> None:
             typer.echo(f"  {problem}")
 
 
-def passed_over(found: dict[Path, list[str]]) -> None:
+def passed_over(found: Mapping[Path, list[str]]) -> None:
     """Warn of checkpoints that were newer, but damaged."""
     for directory, problems in found.items():
         tell(f"{directory} is damaged and was passed over: {problems[0]}")

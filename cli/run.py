@@ -68,7 +68,10 @@ def train(
     if check:
         render.plan(cfg, _prospects(cfg), directory, as_json)
         return
-    raise typer.Exit(_start(cfg, directory, recipe_file, rdzv, node))
+    code = _start(cfg, directory, recipe_file, rdzv, node)
+    if as_json:
+        status(directory, as_json=True)
+    raise typer.Exit(code)
 
 
 def resume(

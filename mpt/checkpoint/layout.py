@@ -254,7 +254,14 @@ def _checkpoints_at(path: Path) -> list[Path]:
     """Return the checkpoints of a run directory, newest first, or the one that `path` is."""
     if (path / MANIFEST).exists() or _STEP_NAME.fullmatch(path.name):
         return [path]
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: there is no such directory.")
     found = committed(path / CHECKPOINTS)
+    if not found and (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path}: is a model in Hugging Face's format; `mpt import {path} OUT` makes a "
+            "checkpoint of it."
+        )
     if not found:
         raise CheckpointError(
             f"{path}: no checkpoint there. Name a run directory that has saved one, or a "

@@ -113,7 +113,14 @@ def pieces_in(path: Path) -> list[Piece]:
                 found.append(
                     Piece(path, key, view.get_dtype(), shape, tuple(int(start) for start in offset))
                 )
-    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     return found
 

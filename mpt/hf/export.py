@@ -151,7 +151,7 @@ def refuse_taken(out_dir: Path, overwrite: bool) -> None:
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return
     if not overwrite or not out_dir.is_dir():
-        raise UsageError(f"{out_dir}: is there already; name a new directory, or overwrite it.")
+        raise UsageError(f"{out_dir}: is there already; name a new directory, or say --overwrite.")
     _refuse_foreign(out_dir)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ class LoadedExport:
     """On the CPU, fp32, in evaluation mode."""
     model: Model
     tokenizer: Tokenizer
+    passed_over: Mapping[Path, list[str]] = field(default_factory=dict)
+    """Newer checkpoints that are damaged, with what is wrong with them."""
 
 
 def load_exported(directory: Path) -> LoadedExport:

@@ -53,4 +53,4 @@ def open_source(source: Path) -> LoadedExport:
     opened = open_checkpoint(source)
     tokenizer = required_tokenizer(opened.weights.directory, opened.tokenizer_file)
     network = build_network(opened.model, lambda name: opened.weights.read(name).float())
-    return LoadedExport(network, opened.model, tokenizer)
+    return LoadedExport(network, opened.model, tokenizer, opened.passed_over)

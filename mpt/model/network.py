@@ -201,6 +201,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, KeysValues | None]:  # (B, S, D) -> (B, S, D), what later blocks borrow
         if not self.training:
             return self._through(x, sight, borrowed, store)
+        assert store is None, "a cache is for reading, not for training"
         return recomputed(
             self.recompute, self._through, x, sight, borrowed, has_dropout=self.has_dropout
         )

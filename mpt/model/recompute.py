@@ -11,7 +11,6 @@ from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
-    noop_context_fn,
 )
 
 Recompute = Literal["none", "selective", "full"]
@@ -32,6 +31,8 @@ _KEPT = {
 """What costs most to make again for what it takes to keep. Not batched products: the scores of
 an attention that is not fused are the largest tensors of a block."""
 
+_KEPT_IF_INSTALLED = {"flash_attn._flash_attn_forward.default"}
+
 
 def recomputed(how: Recompute, run: Callable[..., T], *args: Any, has_dropout: bool) -> T:
     """Return `run(*args)`, keeping for its backward pass what `how` says.
@@ -41,15 +42,17 @@ def recomputed(how: Recompute, run: Callable[..., T], *args: Any, has_dropout: b
     """
     if how == "none":
         return run(*args)
-    contexts = _selective if how == "selective" else noop_context_fn
-    result: T = checkpoint(
-        run, *args, use_reentrant=False, preserve_rng_state=has_dropout, context_fn=contexts
+    if how == "full":  # with no context_fn at all: torch.compile cannot look through a no-op one
+        all_again: T = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=has_dropout)
+        return all_again
+    some_again: T = checkpoint(
+        run, *args, use_reentrant=False, preserve_rng_state=has_dropout, context_fn=_selective
     )
-    return result
+    return some_again
 
 
 def _policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    kept = operation in _KEPT
+    kept = operation in _KEPT or str(operation) in _KEPT_IF_INSTALLED
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

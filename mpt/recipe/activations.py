@@ -85,8 +85,28 @@ def _unrepeated_values(
         return model.d_model
     n_up = 2 if model.ffn_type == "mptglu" else 1
     products = sum(qkv_widths(model, layer)) + 2 * model.d_model + n_up * model.ffn_width
-    fused = attention not in ("blocks", "wide")
-    return model.d_model + products + (model.q_width if fused else 0)
+    return model.d_model + products + _fused_values(model, layer, attention)
+
+
+def _fused_values(model: Model, layer: Layer, attention: Attention) -> int:
+    """Values that a fused attention puts out for each token; 0 where it is not fused."""
+    capped = model.attn_logit_softcapping is not None
+    if attention == "blocks" or (capped and attention in ("sdpa", "wide")):
+        return 0
+    wide = attention == "wide" and _can_be_wide(model, layer)
+    return model.n_heads * _wider(model) if wide else model.q_width
+
+
+def _can_be_wide(model: Model, layer: Layer) -> bool:
+    """Whether attention asked to be wide is: what that cannot do is left to sdpa."""
+    windowed = reach(model, layer) < model.max_seq_len
+    more = windowed or model.attn_uses_sequence_id or model.attn_logit_softcapping is not None
+    return model.alibi and not more and model.attn_pdrop == 0
+
+
+def _wider(model: Model) -> int:
+    """Width of a head with four dimensions more, rounded up."""
+    return -(-(model.head_width + 4) // 16) * 16
 
 
 def _attention_values(
@@ -109,8 +129,7 @@ def _attention_values(
     heads = n_samples * model.n_heads
     fp32 = BYTES["fp32"] // BYTES[precision]
     of_a_pair = fp32 * (1 + capped) + (2 if model.attn_pdrop > 0 else fp32 - 1)
-    alone = model.alibi and not (windowed or model.attn_uses_sequence_id or capped)
-    if attention == "wide" and (not alone or model.attn_pdrop > 0):
+    if attention == "wide" and not _can_be_wide(model, layer):
         attention = "sdpa"
     match attention:
         case "blocks":
@@ -125,8 +144,7 @@ def _attention_values(
             n_biases = n_samples if model.attn_uses_sequence_id else 1
             return n_biases * (model.n_heads if model.alibi else 1) * tokens**2
         case "wide":
-            wider = -(-(model.head_width + 4) // 16) * 16  # four dimensions more, and rounded up
-            widths = 2 * (model.n_heads + model.n_kv_heads) * wider
+            widths = 2 * (model.n_heads + model.n_kv_heads) * _wider(model)
             return n_samples * tokens * (widths - sum(qkv_widths(model, layer)))
         case _:
             return 0

@@ -11,6 +11,7 @@ from mpt.errors import UsageError
 from mpt.recipe.budget import Precision
 from mpt.recipe.model import Model
 from mpt.recipe.problem import Problem
+from mpt.recipe.size import kinds
 
 Backend = Literal["sdpa", "blocks", "wide", "flex", "flash"]
 Device = Literal["cpu", "cuda"]
@@ -103,7 +104,7 @@ def _by_preference(model: Model, device: Device) -> Iterator[Choice]:
 
 def _needs_bias(model: Model) -> bool:
     """Whether scores are more than scaled products of what is not later."""
-    windows = any(layer.window is not None for layer in model.layers)
+    windows = any(layer.window is not None for layer in kinds(model))
     capped = model.attn_logit_softcapping is not None
     return model.alibi or model.attn_uses_sequence_id or windows or capped
 

@@ -29,7 +29,7 @@ _NEEDS = {
     "init_gain": (*_KAIMING, *_XAVIER),
     "fan_mode": _KAIMING,
     "init_nonlinearity": _KAIMING,
-    "init_div_is_residual": _DRAWN,
+    "init_div_is_residual": tuple(scheme for scheme in _DRAWN if scheme != "neox_init_"),
     "emb_init_std": _DRAWN,
     "emb_init_uniform_lim": _DRAWN,
 }
@@ -49,7 +49,8 @@ class Init:
     init_nonlinearity: Nonlinearity = "relu"
     """kaiming: what is thought to follow each matrix."""
     init_div_is_residual: bool | float = True
-    """Matrices that add to the residual stream are divided by this; true: sqrt(2 n_layers)."""
+    """Matrices that add to the residual stream are divided by this; true: sqrt(2 n_layers), and
+    with neox_init_ always n_layers / sqrt(10)."""
     emb_init_std: float | None = None
     """Standard deviation of embeddings, in place of the scheme's."""
     emb_init_uniform_lim: float | tuple[float, float] | None = None

@@ -50,7 +50,8 @@ class Order:
 
     def problems(self, path: str) -> Iterator[Problem]:
         """Yield what is wrong with this entry, which lies at `path`."""
-        if (self.name is None) == (self.order is None):
+        # An order of nothing would be walked through as often as it repeats.
+        if (self.name is None) == (not self.order):
             yield Problem(path, "needs either a name or an order of its own.")
         if self.repeat < 1:
             yield Problem(f"{path}.repeat", f"{self.repeat} is not a positive count.")

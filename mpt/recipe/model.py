@@ -198,6 +198,11 @@ class Model:
         if self.alibi_bias_max > _GENTLEST:
             what = f"{self.alibi_bias_max} is too large; the most is {_GENTLEST}."
             yield Problem("model.alibi_bias_max", what)
+        if self.ffn_hidden_size is None and not 1 <= self.d_model * self.expansion_ratio < math.inf:
+            yield Problem(
+                "model.expansion_ratio",
+                f"{self.expansion_ratio:g} times d_model {self.d_model} is no width.",
+            )
         for key in _PROBABILITIES:
             if not 0.0 <= getattr(self, key) < 1.0:
                 yield Problem(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,15 +39,16 @@ def begin_with(
     if source is None:
         return
     # By the first rank alone, and nothing is set aside: the directory is somebody else's.
-    found = _sound(Path(source)) if ranks.is_first else b""
-    answer = bytes_from_first(found).decode()
-    if not answer.startswith("/"):
-        raise CheckpointError(answer)
-    directory = Path(answer)
+    found = json.loads(bytes_from_first(_sound(Path(source)) if ranks.is_first else b""))
+    if "error" in found:
+        raise CheckpointError(found["error"])
+    directory = Path(found["directory"])
     weights = {name: t for name, t in tensors.items() if kind_of(name) == "weights"}
     _check_shapes(weights, directory)
     read_tensors(weights, directory)
     if ranks.is_first:
+        for damaged in found["passed_over"]:
+            display.note(f"{damaged} is damaged and was passed over.", "red")
         journal.event("begun_from", attempt=this_attempt(), path=str(directory))
         display.note(f"begins with the weights of {directory}")
 
@@ -67,9 +69,11 @@ def _check_shapes(weights: Mapping[str, Tensor], directory: Path) -> None:
 
 
 def _sound(source: Path) -> bytes:
-    """Return the path of the newest sound checkpoint there, or what is wrong: not a path."""
+    """Return, as JSON, the newest sound checkpoint there, or what is wrong."""
     kinds: tuple[Kind, ...] = ("weights",)
     try:
-        return str(newest_sound(source.absolute(), kinds)[0]).encode()
+        directory, passed_over = newest_sound(source.absolute(), kinds)
     except CheckpointError as error:
-        return str(error).encode()
+        return json.dumps({"error": str(error)}).encode()
+    found = {"directory": str(directory), "passed_over": [str(path) for path in passed_over]}
+    return json.dumps(found).encode()

@@ -51,19 +51,23 @@ def machine_of(ranks: Ranks) -> Machine:
     return Machine(
         device="cuda" if on_gpu else "cpu",
         memory_bytes=_memory_bytes(ranks),
-        has_bf16=_gpu_has_bf16() if on_gpu else _cpu_has_bf16(),
-        has_compiler=on_gpu or shutil.which("g++") is not None,
-        flash_installed=on_gpu and flash_is_installed(),
+        has_bf16=_on_all(_gpu_has_bf16() if on_gpu else _cpu_has_bf16()),
+        has_compiler=_on_all(on_gpu or shutil.which("g++") is not None),
+        flash_installed=_on_all(on_gpu and flash_is_installed()),
     )
 
 
+def _on_all(claim: bool) -> bool:
+    """Whether it holds on all ranks: they must choose alike, and machines may differ."""
+    return bool(min_over_ranks(int(claim)))
+
+
 def _memory_bytes(ranks: Ranks) -> int:
-    """Memory that this rank may count on: its GPU's, or its part of the host's."""
+    """Memory that every rank may count on: its GPU's, or its part of the host's."""
     if ranks.device.type == "cuda":
-        return int(torch.cuda.get_device_properties(ranks.device).total_memory)
+        return min_over_ranks(int(torch.cuda.get_device_properties(ranks.device).total_memory))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # All ranks must choose alike, and machines may differ.
     return min_over_ranks(min(host, _container_limit_bytes()) // local_world_size)
 
 

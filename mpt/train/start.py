@@ -26,7 +26,7 @@ from mpt.launch.run import Run
 from mpt.launch.supervisor import supervise
 from mpt.log import Journal, read_lines, utc_now
 from mpt.recipe import Recipe
-from mpt.rundir import CHECKPOINTS, EVENTS, PROVENANCE, RECIPE, RECIPE_SOURCE, versions
+from mpt.rundir import CHECKPOINTS, EVENTS, METRICS, PROVENANCE, RECIPE, RECIPE_SOURCE, versions
 from mpt.storage import atomic_write, hash_file, read_json
 from mpt.tokenizer import load_tokenizer
 
@@ -108,6 +108,12 @@ def _make_ready(
 ) -> None:
     """Make data and run directory what the workers expect; by one node, which has the run."""
     changes = _changes(cfg, run_dir)
+    taken = max(map(step_of, committed(run_dir / CHECKPOINTS)), default=0)
+    if taken > cfg.train.steps:
+        raise UsageError(
+            f"{run_dir}: has taken {taken:,} steps, and train.steps is {cfg.train.steps:,}; "
+            f"nothing is left to do. Raise it, or use another --run-dir."
+        )
     if cfg.train.init_from is not None and not committed(run_dir / CHECKPOINTS):
         _check_beginning(cfg, Path(cfg.train.init_from), tell)
     with progress() as watch:
@@ -145,7 +151,7 @@ def _last_word(code: int, run_dir: Path) -> str:
 def _changes(cfg: Recipe, run_dir: Path) -> dict[str, tuple[object, object]]:
     """Return what is changed against the run so far, refusing what cannot be."""
     path = run_dir / RECIPE
-    if not path.exists():
+    if not path.exists() or _is_untouched(run_dir):
         return {}
     changes = recipe.differences(recipe.load(path), cfg)
     refused = [
@@ -159,6 +165,11 @@ def _changes(cfg: Recipe, run_dir: Path) -> dict[str, tuple[object, object]]:
             f"{'; '.join(refused)}. Use another --run-dir for a new run."
         )
     return changes
+
+
+def _is_untouched(run_dir: Path) -> bool:
+    """Whether no step was ever taken there: a start that failed ties a run to nothing."""
+    return not committed(run_dir / CHECKPOINTS) and not (run_dir / METRICS).exists()
 
 
 def _check_beginning(cfg: Recipe, source: Path, tell: Tell) -> None:
@@ -175,7 +186,12 @@ def _check_beginning(cfg: Recipe, source: Path, tell: Tell) -> None:
         tell(f"model.{key} is {here[key]!r}, and was {there[key]!r} in {directory}")
     hashes = {file.sha256 for file in manifest.files if file.kind == "tokenizer"}
     path = Path(cfg.tokenizer.path)
-    if hashes and path.exists() and hash_file(path) not in hashes:
+    if hashes and not path.exists():
+        raise UsageError(
+            f"tokenizer.path: {path} is not there, and another one would be made. The tokenizer "
+            f"of these weights is in {directory}; name it, or copy it there."
+        )
+    if hashes and hash_file(path) not in hashes:
         raise UsageError(
             f"train.init_from: {directory} was trained with another tokenizer than {path}. "
             "Its tokenizer is in that directory; name it as tokenizer.path."
@@ -200,7 +216,7 @@ def _check_data(cfg: Recipe) -> dict[str, str]:
 
 def _check_same_data(run_dir: Path, found: dict[str, str]) -> None:
     """Refuse to go on with other data: samples would be skipped, or mean something else."""
-    if not (run_dir / PROVENANCE).exists():
+    if not (run_dir / PROVENANCE).exists() or _is_untouched(run_dir):
         return
     before = read_json(run_dir / PROVENANCE, limit_bytes=1 << 20)["datasets"]
     other = [name for name, sha in found.items() if before.get(name, sha) != sha]
@@ -215,9 +231,10 @@ def _write_run_directory(
     cfg: Recipe, run_dir: Path, source: Path | None, datasets: dict[str, str]
 ) -> None:
     recipe.freeze(cfg, run_dir / RECIPE)
-    if source is not None and not (run_dir / RECIPE_SOURCE).exists():
+    begins = _is_untouched(run_dir)
+    if source is not None and (begins or not (run_dir / RECIPE_SOURCE).exists()):
         shutil.copyfile(source, run_dir / RECIPE_SOURCE)
-    if not (run_dir / PROVENANCE).exists():
+    if begins or not (run_dir / PROVENANCE).exists():
         provenance: dict[str, Any] = {
             "recipe_sha256": recipe.recipe_hash(cfg),
             "datasets": datasets,

@@ -162,6 +162,9 @@ def test_an_imported_model_is_trained_on_from_where_it_was(
         code=2,
     )
     assert "was trained with another tokenizer" in refused.stderr
+    nowhere = f"tokenizer.path={tmp_path}/none.model"
+    refused = small.mpt("train", small.recipe, begin, nowhere, "--run-dir", tmp_path / "y", code=2)
+    assert f"is in {imported}; name it" in refused.stderr
 
 
 def test_an_export_is_written_over_only_if_asked(
@@ -293,9 +296,9 @@ def test_init_writes_a_recipe_that_checks(small: Small, tmp_path: Path) -> None:
         (["train"], 2, "Missing argument"),
         (["status", "."], 2, "not a run directory"),
         (["resume", "nowhere"], 2, "not a run directory"),
-        (["export", "nowhere", "out"], 4, "no checkpoint there"),
-        (["generate", "nowhere", "x"], 4, "no checkpoint there"),
-        (["verify", "nowhere"], 4, "no checkpoint there"),
+        (["export", "nowhere", "out"], 4, "there is no such directory"),
+        (["generate", "nowhere", "x"], 4, "there is no such directory"),
+        (["verify", "nowhere"], 4, "there is no such directory"),
         (["data", "verify", "nowhere"], 3, "nowhere"),
         (["init", "mpt-900b"], 2, "mpt-900b"),
         (["trian", "tiny.yaml"], 2, "trian"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,3 +120,24 @@ def test_a_copy_in_memory_is_the_identity_on_the_gpu() -> None:
         assert memory.newest_common() == RunState(1, 4, 64)
         memory.load(1)
         assert digest({name: whole(t).cpu() for name, t in tensors.items()}) == saved
+
+
+@pytest.mark.parametrize("how", ["selective", "full"])
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_a_compiled_block_makes_the_same_again_on_the_gpu(backend: Any, how: Any) -> None:
+    cfg = replace(TINY, d_model=128, max_seq_len=200)
+    tokens = torch.randint(0, cfg.vocab_size, (2, cfg.max_seq_len), device="cuda")
+
+    def gradients(backend: Any, how: Any, compiled: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        network = MPT(cfg, backend, recompute=how).cuda()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        for block in network.transformer.blocks if compiled else ():
+            block.compile(fullgraph=True)
+        objective = network(tokens, tokens.roll(-1, dims=1)).objective
+        return list(torch.autograd.grad(objective, list(network.parameters())))
+
+    expected = gradients("sdpa", "none", False)
+    for ours, theirs in zip(gradients(backend, how, True), expected, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-2

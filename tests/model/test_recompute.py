@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mpt.model.cache import Cache
 from mpt.model.network import MPT
 from mpt.model.recompute import Recompute
 from mpt.recipe.model import Model
@@ -19,10 +20,15 @@ from tests.tiny_model import TINY
 BACKENDS = ("sdpa", "blocks")
 
 
-def gradients(cfg: Model, backend: str, how: Recompute) -> tuple[list[Tensor], int]:
+def gradients(
+    cfg: Model, backend: str, how: Recompute, *, compiled: bool = False
+) -> tuple[list[Tensor], int]:
     """The gradients of one step, and the bytes that its forward pass kept for them."""
     torch.manual_seed(0)
     network = MPT(cfg, backend, recompute=how)  # type: ignore[arg-type]
+    if compiled:
+        for block in network.transformer.blocks:
+            block.compile(fullgraph=True, backend="aot_eager")
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     of_the_model = {p.untyped_storage().data_ptr() for p in network.parameters()}
@@ -87,3 +93,22 @@ def test_selective_makes_activations_again_but_no_matrix_product(backend: str) -
     assert ran["full"][products] == ran["none"][products] + 3 * blocks
     for how in ("selective", "full"):
         assert ran[how][activations] == ran["none"][activations] + blocks
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "wide"])
+@pytest.mark.parametrize("how", ["selective", "full"])
+@pytest.mark.filterwarnings("ignore")  # torch warns of what selective recomputation may not hold
+def test_a_compiled_block_makes_the_same_again(how: Recompute, backend: str) -> None:
+    cfg = replace(TINY, n_layers=1)
+    torch._dynamo.reset()  # what other tests compiled counts towards a limit
+    expected, _ = gradients(cfg, "sdpa", "none")
+    found, _ = gradients(cfg, backend, how, compiled=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_in_training_takes_no_cache() -> None:
+    network, tokens = MPT(TINY), some_tokens(TINY)
+    cache = Cache(TINY, 2, TINY.max_seq_len, tokens.device, torch.float32)
+    with pytest.raises(AssertionError, match="a cache is for reading"):
+        network(tokens, cache=cache)

@@ -121,14 +121,21 @@ def more_with_a_block(
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-@pytest.mark.parametrize("options", [{}, {"ffn_type": "mptglu"}, {"kv_n_heads": 1}], ids=str)
-def test_what_is_made_again_is_not_kept(recompute: Recompute, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("attention", ["blocks", "wide", "sdpa"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ffn_type": "mptglu"}, {"kv_n_heads": 1}, {"attn_logit_softcapping": 9.0}],
+    ids=str,
+)
+def test_what_is_made_again_is_not_kept(
+    recompute: Recompute, attention: Backend, options: dict[str, Any]
+) -> None:
     model = replace(SMALL, **options)
-    kept = kept_bytes(model, "bf16", "blocks", recompute)
-    assert more_with_a_block(model, "bf16", "blocks", recompute) == pytest.approx(kept, rel=0.04)
+    kept = kept_bytes(model, "bf16", attention, recompute)
+    assert more_with_a_block(model, "bf16", attention, recompute) == pytest.approx(kept, rel=0.04)
     # In the backward pass one block has all that it would have kept.
     one = {
-        how: activation_bytes(replace(model, n_layers=1), SAMPLES, "bf16", "blocks", how)
+        how: activation_bytes(replace(model, n_layers=1), SAMPLES, "bf16", attention, how)
         for how in ("none", recompute)
     }
     assert one["none"] == one[recompute]

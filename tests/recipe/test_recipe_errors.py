@@ -231,6 +231,17 @@ def test_a_default_of_mpt_may_be_stated() -> None:
             ],
             "model.block_overrides.overrides.a.reuse_kv_layer_idx: 1 is not negative; -1 is the",
         ),
+        (
+            ["block_overrides: {order: [{order: [], repeat: 1000000000000}]}"],
+            "model.block_overrides.order[0]: needs either a name or an order of its own.",
+        ),
+        (["expansion_ratio: 0.001"], "model.expansion_ratio: 0.001 times d_model 256 is no width."),
+        (["expansion_ratio: 1.0e+308"], "model.expansion_ratio: 1e+308 times d_model 256 is no w"),
+        (["alibi_bias_max: 65"], "model.alibi_bias_max: 65 is too large; the most is 64."),
+        (
+            ["init_config: {name: neox_init_, init_div_is_residual: 2.0}"],
+            "model.init_config.init_div_is_residual: has no meaning for neox_init_, only for",
+        ),
         (["ffn_type: te_ln_mlp"], "model.ffn_type: 'te_ln_mlp' is Transformer Engine's, which is"),
         (["ffn_type: mb_dmoe"], "model.ffn_type: 'mb_dmoe' is an option of mixtures of experts"),
     ],

@@ -36,6 +36,8 @@ def write_datasets(plan: Plan, splits: list[Split], tokenizer: Tokenizer) -> Non
     if absent:
         seen = fingerprint(plan.source.source)
         packers = {split: _packer(plan, split, tokenizer, encoding, seen) for split in absent}
+        if any(packer.has_shards for packer in packers.values()):
+            plan.watch(Progress("resuming"))
         try:
             _fill(plan, packers, tokenizer, seen)
         except BaseException:

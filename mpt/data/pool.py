@@ -45,7 +45,12 @@ def encoded(
     head = list(islice(work, 2))
     work = chain(head, work)
     if workers == 1 or len(head) < 2:
-        yield from ((batch, encoder.encode(batch.texts, wanted)) for batch, wanted in work)
+        for batch, wanted in work:
+            try:
+                result = encoder.encode(batch.texts, wanted)
+            except DataError as error:
+                raise DataError(f"{batch.first} to {batch.last}: {error}") from error
+            yield batch, result
         return
     with _Pool(encoder, tokenizer, eval_fraction, workers) as pool:
         yield from pool.encoded(work)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mpt.errors import DataError
 from mpt.tokenizer import SPACE_MARK, SentencePieceTokenizer, Tokenizer
 
 WORD = re.compile(" *[^ ]+| +")
@@ -22,9 +23,11 @@ SLICE_CHARACTERS = 1 << 20
 """A longer text is cut, so that its words need not all be in memory at a time."""
 UNITS_AT_A_TIME = 1 << 16
 REMEMBERED_WORDS = 1 << 19
-"""When there are more, all are forgotten."""
+"""When there are more, all are forgotten: some 100 MB."""
 REMEMBERED_CHARACTERS = 32
 """Longer words are not remembered; without spaces, a word is a paragraph."""
+LIMIT_WORD_CHARACTERS = 1 << 24
+"""A longer one is refused: sentencepiece takes 45 bytes of memory for each of its characters."""
 END = ""
 """Stands for the end of a document among words; no word is empty."""
 
@@ -48,7 +51,11 @@ class WordEncoder:
         self._memory: dict[str, bytes] = {END: self._end}
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.unsignedinteger]:
-        """Return the ids of all texts, each with the end of a document after it."""
+        """Return the ids of all texts, each with the end of a document after it.
+
+        Raises:
+            DataError: a word that would take too much memory.
+        """
         parts: list[bytes] = []
         units: list[str] = []
         for text in texts:
@@ -64,6 +71,11 @@ class WordEncoder:
     def _look_up(self, units: list[str]) -> bytes:
         memory = self._memory
         new = [word for word in set(units) if word not in memory]
+        if (longest := max(map(len, new), default=0)) > LIMIT_WORD_CHARACTERS:
+            raise DataError(
+                f"{longest} characters without a space, of {LIMIT_WORD_CHARACTERS} at most; drop "
+                "the document, or cut it into several."
+            )
         for word, ids in zip(new, self._tokenizer.encode_batch(new, n_threads=1), strict=True):
             memory[word] = self._packed(ids)
         found = b"".join(map(memory.__getitem__, units))

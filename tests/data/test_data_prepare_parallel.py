@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,9 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from mpt.data.batches import Batch
+from mpt.data.encode import Encoder
 from mpt.data.plan import Progress
+from mpt.data.pool import PER_WORKER, Work, encoded
 from mpt.data.prepare import prepare
+from mpt.data.words import LIMIT_WORD_CHARACTERS
 from mpt.errors import DataError
+from mpt.tokenizer import load_tokenizer
 from tests.data.cases import (
     files_of,
     recipe_for,
@@ -114,3 +120,78 @@ def test_what_a_worker_cannot_do_is_said_with_its_documents(tmp_path: Path, corp
         assert process is not None
     with pytest.raises(DataError, match=r"tokenizer\.model: not a sentencepiece model"):
         prepare(recipe, workers=2, progress=change_tokenizer)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_document_that_cannot_be_tokenized_is_named(tmp_path: Path, workers: int) -> None:
+    word = "y" * (LIMIT_WORD_CHARACTERS + 1)
+    source = tmp_path / "texts.jsonl"
+    texts = [*some_texts(4), word, *some_texts(4)]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    recipe = recipe_for(tmp_path / "out", source)
+    write_tokenizer(tmp_path / "out" / "tokenizer.model")
+    with pytest.raises(DataError, match=r"to .*texts\.jsonl:5: \d+ characters without a space"):
+        prepare(recipe, workers=workers)
+
+
+@pytest.mark.parametrize("most_bytes", [1 << 28, 250])
+def test_reading_does_not_run_ahead_of_what_is_packed(
+    tmp_path: Path, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpt.data.pool.IN_FLIGHT_BYTES", most_bytes)
+    tokenizer = write_tokenizer(tmp_path / "tokenizer.model")
+    read = 0
+
+    def work() -> Work:
+        nonlocal read
+        for number in range(30):
+            read += 1
+            yield Batch(number, [b"x" * 100], "first", "last", 0), ["train"]
+
+    encoder = Encoder(load_tokenizer(tokenizer), 0.0)
+    most = min(PER_WORKER * 2, most_bytes // 100)
+    for batch, result in encoded(work(), encoder, tokenizer, 0.0, 2):
+        assert read - batch.number <= most + 1
+        assert result["train"].documents == 1
+    assert batch.number == 29
+
+
+FIVE_GB = 5 << 30
+LARGEST_GIB = 1.0
+
+MEMORY_OF_PREPARE = """
+import resource, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from mpt.data.pool import PER_WORKER, Work, encoded
+from mpt.data.prepare import prepare
+from mpt.data.words import LIMIT_WORD_CHARACTERS
+from mpt.errors import DataError
+from tests.data.cases import recipe_for
+
+try:
+    prepare(recipe_for(Path(sys.argv[2]), sys.argv[3]))
+except DataError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def test_five_gb_in_one_line_are_an_error_that_names_it_and_not_out_of_memory(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "line.jsonl"
+    source.write_text('{"text": "short"}\n')
+    os.truncate(source, FIVE_GB)  # takes no room: the rest is one line of zeros
+    write_tokenizer(tmp_path / "out" / "tokenizer.model")
+    arguments = [str(Path(__file__).parents[2]), str(tmp_path / "out"), str(source)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_OF_PREPARE, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    message, gib = done.stdout.splitlines()
+    assert message.startswith(f"{source}:2: one document of more than")
+    assert float(gib) < LARGEST_GIB

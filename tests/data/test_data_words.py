@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mpt.data import words
 from mpt.data.encode import Encoder
 from mpt.data.words import WordEncoder, cuts_at_spaces
+from mpt.errors import DataError
 from mpt.tokenizer import SPACE_MARK, Tokenizer, load_tokenizer
 from tests.data.cases import some_texts, write_tokenizer
 
@@ -102,3 +103,13 @@ def test_a_tokenizer_whose_pieces_cross_spaces_encodes_whole_texts(
     assert found["train"].tokens.tolist() == plain(crossing, texts)
     cut = WordEncoder(crossing, np.dtype("uint16")).encode(texts).tolist()
     assert cut != plain(crossing, texts)  # so the check of the pieces is needed
+
+
+def test_a_word_too_long_for_the_memory_is_refused(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "LIMIT_WORD_CHARACTERS", 100)
+    encoder = WordEncoder(tokenizer, np.dtype("uint16"))
+    encoder.encode(["y" * 100, "y " * 500])
+    with pytest.raises(DataError, match="101 characters without a space, of 100 at most"):
+        encoder.encode(["short", "y" * 101])

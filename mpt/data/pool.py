@@ -65,18 +65,21 @@ class _Pool:
         self._workers: list[_Worker] = []
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._most = PER_WORKER * workers
+        self._threads = ThreadPoolExecutor(workers)
         try:
             for _ in range(workers):
                 self._workers.append(_Worker(encoder, tokenizer, eval_fraction))
         except OSError as error:
-            self._kill()
+            self._end()
             raise DataError(
                 f"tokenizing process {len(self._workers) + 1} of {workers} cannot be started: "
                 f"{error}; use fewer --workers."
             ) from error
+        except BaseException:  # Ctrl-C
+            self._end()
+            raise
         for worker in self._workers:
             self._idle.put(worker)
-        self._threads = ThreadPoolExecutor(workers)
 
     def __enter__(self) -> _Pool:
         return self
@@ -84,10 +87,7 @@ class _Pool:
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
-        self._kill()  # before the threads, which wait for them
-        self._threads.shutdown(cancel_futures=True)
-        for worker in self._workers:
-            worker.close()
+        self._end()
 
     def encoded(self, work: Work) -> Iterator[tuple[Batch, Result]]:
         """Yield each batch with its tokens; only so many are under way at a time."""
@@ -112,11 +112,15 @@ class _Pool:
         finally:
             self._idle.put(worker)
 
-    def _kill(self) -> None:
+    def _end(self) -> None:
+        """Leave neither process nor thread nor open line."""
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:
             worker.process.wait()
+        self._threads.shutdown(cancel_futures=True)  # they saw the end of their workers
+        for worker in self._workers:
+            worker.close()
 
 
 class _Worker:

@@ -103,6 +103,16 @@ def test_workers_end_with_the_process_that_started_them(
     assert (tmp_path / "out" / "train.partial" / "shard.00000.mds").exists()
 
 
+def test_workers_that_cannot_be_started_are_an_error_that_leaves_none(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tokenizer(tmp_path / "out" / "tokenizer.model")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with pytest.raises(DataError, match=r"process 1 of 2 cannot be started: .*fewer --workers"):
+        prepare(recipe_for(tmp_path / "out", corpus), workers=2)
+    assert children_of(os.getpid()) == []
+
+
 def test_workers_import_no_torch() -> None:
     probe = "import sys, mpt.data.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0

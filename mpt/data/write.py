@@ -62,9 +62,11 @@ def _is_finished(plan: Plan, split: Split, tokenizer: Tokenizer) -> bool:
     partial = partial_of(plan.paths[split])
     if not has_index(partial) or (partial / JOURNAL_NAME).exists():
         return False
-    about = open_dataset(partial).about
+    dataset = open_dataset(partial)
+    about = dataset.about
     empty = about and replace(about, documents=0, tokens=0, dropped_tokens=0, text_bytes=0)
-    return empty == plan.about(split, tokenizer)
+    same = empty == plan.about(split, tokenizer)
+    return same and dataset.sample_length == plan.model.max_seq_len
 
 
 def _packer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.data.cases import (
     files_of,
     recipe_for,
     some_texts,
+    with_model,
     write_texts,
 )
 
@@ -97,6 +99,29 @@ def test_a_killed_prepare_leaves_nothing_that_looks_complete_and_is_made_up_for(
     done = prepare(recipe)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "clean")
     assert verify(done.streams["only"]) == []
+
+
+def test_a_dataset_that_only_lacks_its_name_is_not_made_again(tmp_path: Path, corpus: Path) -> None:
+    kill(start_and_pause(tmp_path / "out", corpus, 8))
+    partial = tmp_path / "out" / "eval.partial"
+    assert not (partial / "journal.jsonl").exists()
+    made = {path.name: path.stat().st_ino for path in partial.iterdir()}
+    prepare(recipe_for(tmp_path / "out", corpus))
+    eval_set = tmp_path / "out" / "eval"
+    assert made == {path.name: path.stat().st_ino for path in eval_set.iterdir()}
+
+
+@pytest.mark.parametrize(("eval_fraction", "length"), [(0.4, 16), (0.2, 8)])
+def test_a_dataset_that_only_lacks_its_name_is_made_again_for_other_settings(
+    tmp_path: Path, corpus: Path, eval_fraction: float, length: int
+) -> None:
+    kill(start_and_pause(tmp_path / "out", corpus, 8))
+    (tmp_path / "clean").mkdir()
+    shutil.copy(tmp_path / "out" / "tokenizer.model", tmp_path / "clean")
+    for name in ("out", "clean"):
+        recipe = recipe_for(tmp_path / name, corpus, eval_fraction=eval_fraction)
+        prepare(with_model(recipe, max_seq_len=length))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "clean")
 
 
 def test_a_second_prepare_waits_for_the_first_and_takes_over_when_it_dies(

@@ -17,7 +17,14 @@ from mpt.data.plan import Progress
 from mpt.data.prepare import is_prepared, prepare
 from mpt.errors import DataError
 from mpt.recipe.recipe import Recipe
-from tests.data.cases import files_of, recipe_for, some_texts, with_model, write_texts
+from tests.data.cases import (
+    files_of,
+    recipe_for,
+    some_texts,
+    with_model,
+    write_texts,
+    write_tokenizer,
+)
 from tests.data.processes import stopped_prepare
 
 
@@ -185,3 +192,24 @@ def test_too_little_text_leaves_nothing_to_go_on_with(tmp_path: Path, corpus: Pa
     with pytest.raises(DataError, match="0 documents for eval"):
         prepare(recipe, workers=1)
     assert not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_a_failure_before_the_first_shard_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "texts.jsonl"
+    source.write_text('{"text": "sound"}\n{"text": 1}\n')
+    write_tokenizer(tmp_path / "out" / "tokenizer.model")
+    with pytest.raises(DataError, match=r"texts\.jsonl:2: no text under the key"):
+        prepare(recipe_for(tmp_path / "out", source), workers=1)
+    assert not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_a_failure_after_it_keeps_what_is_finished(tmp_path: Path) -> None:
+    source = tmp_path / "texts.jsonl"
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in some_texts(60))
+    source.write_text(lines + "no JSON\n")
+    write_tokenizer(tmp_path / "out" / "tokenizer.model")
+    recipe = recipe_for(tmp_path / "out", source)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"texts\.jsonl:61: not a line of JSON"):
+            prepare(recipe, workers=1)
+        assert shards_in(tmp_path / "out" / "train.partial")

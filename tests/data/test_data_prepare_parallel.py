@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mpt.data.batches import Batch
+from mpt.data.batches import Batch, batches
 from mpt.data.encode import Encoder
 from mpt.data.plan import Progress
 from mpt.data.pool import PER_WORKER, Work, encoded
 from mpt.data.prepare import prepare
+from mpt.data.source import Document, Meter
 from mpt.data.words import LIMIT_WORD_CHARACTERS
 from mpt.errors import DataError
 from mpt.tokenizer import load_tokenizer
@@ -144,6 +145,17 @@ def test_a_document_that_cannot_be_tokenized_is_named(tmp_path: Path, workers: i
         prepare(recipe, workers=workers)
 
 
+def test_a_batch_holds_no_more_than_so_much_text_or_so_many_documents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mpt.data.batches.BATCH_DOCUMENTS", 3)
+    found = [Document(f"x:{number}", "y" * 10) for number in range(7)]
+    cut = list(batches([*found, Document("long", "y" * 9000), *found[:1]], Meter()))
+    assert [len(batch.texts) for batch in cut] == [3, 3, 2, 1]
+    assert [batch.number for batch in cut] == [0, 1, 2, 3]
+    assert [(batch.first, batch.last) for batch in cut][1:3] == [("x:3", "x:5"), ("x:6", "long")]
+
+
 @pytest.mark.parametrize("most_bytes", [1 << 28, 250])
 def test_reading_does_not_run_ahead_of_what_is_packed(
     tmp_path: Path, most_bytes: int, monkeypatch: pytest.MonkeyPatch
@@ -176,6 +188,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from mpt.data.pool import PER_WORKER, Work, encoded
 from mpt.data.prepare import prepare
+from mpt.data.source import Document, Meter
 from mpt.data.words import LIMIT_WORD_CHARACTERS
 from mpt.errors import DataError
 from tests.data.cases import recipe_for

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,8 +19,8 @@ from mpt.errors import EXIT_DATA
 
 if TYPE_CHECKING:
     from mpt.data.dataset import Dataset
-    from mpt.data.prepare import Progress as PrepareProgress
-    from mpt.data.prepare import Watch
+    from mpt.data.plan import Progress as PrepareProgress
+    from mpt.data.plan import Watch
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe YAML.", metavar="RECIPE")]
 Overrides = Annotated[
@@ -27,12 +29,17 @@ Overrides = Annotated[
 DatasetPath = Annotated[Path, typer.Argument(help="A directory of shards.", metavar="PATH")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Samples = Annotated[int, typer.Option(help="First samples to show.", min=0)]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes that tokenize; by default one for each core.", min=1)
+]
 TokenizerFile = Annotated[Path | None, typer.Option(help="Shows samples as text.")]
 
 SHOWN_IDS = 32
 STAGES = {
     "waiting": "waiting for another process that prepares here",
     "tokenizer": "training a tokenizer",
+    "again": "the source or a setting has changed since a call that was cut short; starting over",
+    "resuming": "going on from the finished shards of a call that was cut short",
     "dataset": "tokenizing",
 }
 
@@ -40,7 +47,12 @@ app = typer.Typer(no_args_is_help=True, help="Make, show and check datasets.")
 
 
 @app.command()
-def prepare(recipe_file: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def prepare(
+    recipe_file: RecipeFile,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
     """Make the tokenizer and the datasets of a recipe; what is there already is kept."""
     from mpt.data.prepare import prepare as prepare_data
     from mpt.recipe.frozen import absolute
@@ -48,7 +60,7 @@ def prepare(recipe_file: RecipeFile, overrides: Overrides = None, as_json: AsJso
 
     recipe = absolute(load(recipe_file, overrides or []))
     with watch_progress() as watch:
-        done = prepare_data(recipe, progress=watch)
+        done = prepare_data(recipe, progress=watch, workers=workers)
     datasets = {f"stream {name}": dataset for name, dataset in done.streams.items()}
     if done.eval is not None:
         datasets["eval"] = done.eval
@@ -166,12 +178,36 @@ def watch_progress() -> Iterator[Watch]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
         task = display.add_task("looking for documents")
 
+        speed = Speed()
+
         def watch(seen: PrepareProgress) -> None:
-            counts = f"{seen.documents:,} documents, {seen.text_bytes / 1e6:,.1f} MB"
-            tokens = f", {seen.tokens:,} tokens" if seen.tokens else ""
-            display.update(task, description=f"{STAGES[seen.stage]}: {counts}{tokens}")
+            description = f"{STAGES[seen.stage]}: {speed.describe(seen, monotonic())}"
+            display.update(task, description=description)
 
         yield watch
+
+
+class Speed:
+    """How fast `prepare` is, and how long it will take, measured within its stage."""
+
+    def __init__(self) -> None:
+        self._first: tuple[PrepareProgress, float] | None = None
+
+    def describe(self, seen: PrepareProgress, now_s: float) -> str:
+        """Return counts, MB/s of text, and the time left if the size of the source is known."""
+        if self._first is None or self._first[0].stage != seen.stage:
+            self._first = (seen, now_s)
+        parts = [f"{seen.documents:,} documents, {seen.text_bytes / 1e6:,.1f} MB"]
+        parts += [f"{seen.tokens:,} tokens"] if seen.tokens else []
+        before, begun_s = self._first
+        spent_s = now_s - begun_s
+        if spent_s > 0 and seen.text_bytes > before.text_bytes:
+            parts.append(f"{(seen.text_bytes - before.text_bytes) / 1e6 / spent_s:,.1f} MB/s")
+        done = seen.read_bytes - before.read_bytes
+        if spent_s > 0 and done > 0 and seen.source_bytes is not None:
+            left_s = spent_s * max(0, seen.source_bytes - seen.read_bytes) / done
+            parts.append(f"{timedelta(seconds=round(left_s))} left")
+        return ", ".join(parts)
 
 
 def _line_per_stage() -> Watch:

@@ -79,8 +79,8 @@ class Tokenizer(Protocol):
             DataError: if `text` holds a lone surrogate, which UTF-8 cannot spell.
         """
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return `encode(text)` of each text, on all cores."""
+    def encode_batch(self, texts: Sequence[str], *, n_threads: int = -1) -> list[list[int]]:
+        """Return `encode(text)` of each text, on all cores if `n_threads` is -1."""
 
     def token_bytes(self, token: int) -> bytes:
         """Return the UTF-8 bytes one id stands for: possibly part of a character, none if special.
@@ -170,18 +170,18 @@ class SentencePieceTokenizer:
         self.pieces = _lossless_pieces(path, model, self.eod_id)
         self.vocab_size = len(self.pieces)
         self._bytes = [_bytes_of(piece) for piece in self.pieces]
-        self._space_mark_ids: list[int] = [
-            self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()
-        ]
+        marks = [f"<0x{byte:02X}>" for byte in SPACE_MARK.encode()]
+        self._space_mark_ids: list[int] = [self._processor.piece_to_id(mark) for mark in marks]
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], *, n_threads: int = -1) -> list[list[int]]:
         # sentencepiece turns a literal U+2581 into a space. Nothing merges with a byte piece, so
         # encoding around it and putting its bytes between is what byte fallback would have done.
         parts = [utf8_text(text).split(SPACE_MARK) for text in texts]
-        ids = iter(self._processor.encode([part for split in parts for part in split]))
+        flat = [part for split in parts for part in split]
+        ids = iter(self._processor.encode(flat, num_threads=n_threads))
         encoded = []
         for split in parts:
             joined: list[int] = next(ids)

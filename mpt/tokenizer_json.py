@@ -65,7 +65,9 @@ class JsonTokenizer:
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], *, n_threads: int = -1) -> list[list[int]]:
+        # The library takes its threads from the process: RAYON_NUM_THREADS, which prepare sets.
+        del n_threads
         sound = [utf8_text(text) for text in texts]
         found = self._backend.encode_batch_fast(sound, add_special_tokens=False)
         return [encoding.ids for encoding in found]

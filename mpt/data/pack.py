@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpt.data.dataset import ABOUT_NAME, About
+from mpt.data.encode import Encoded
 from mpt.data.index import INDEX_NAME, format_index
+from mpt.data.journal import Journal, Mark
 from mpt.data.shard import LIMIT_BYTES, Encoding, ShardInfo, write_shard
 from mpt.errors import DataError
 from mpt.storage import atomic_write
 
+START = Mark()
+"""Nothing is finished."""
+
 
 class Packer:
-    """Packs tokens into samples, and counts."""
+    """Packs tokens into samples, counts, and keeps the journal."""
 
-    def __init__(self, writer: DatasetWriter, about: About) -> None:
-        self.about = about
+    def __init__(
+        self, writer: DatasetWriter, about: About, journal: Journal, mark: Mark = START
+    ) -> None:
+        """Go on from a mark in the journal, with a writer that has its shards."""
+        self.about = replace(
+            about, documents=mark.documents, text_bytes=mark.text_bytes, tokens=mark.tokens
+        )
+        self.next_batch = mark.batch
+        """Batches before it are not to be added again."""
         self._writer = writer
-        self._rest = np.empty(0, np.uint32)
+        self._journal = journal
+        self._rest: NDArray[Any] = np.empty(0, writer.dtype)
+        self._finished = writer.n_written - mark.tokens  # of the next batch; not to be written
 
-    def add(self, encoded: list[list[int]], text_bytes: int) -> None:
-        """Take documents on, an end-of-document token after each."""
-        ends = [self.about.eod_id]
-        tokens = np.fromiter(chain.from_iterable(chain(ids, ends) for ids in encoded), np.uint32)
+    @property
+    def has_shards(self) -> bool:
+        """Whether something is on the disk that need not be made again."""
+        return bool(self._writer.shards)
+
+    def add(self, batch: int, encoded: Encoded) -> None:
+        """Take a batch's documents on, and note in the journal if that finished a shard."""
+        before, n_shards = self.about, len(self._writer.shards)
+        tokens = encoded.tokens[self._finished :]
+        self._finished = 0
         stream = np.concatenate([self._rest, tokens])
         length = self._writer.sample_length
         whole = len(stream) // length * length
         self._writer.write(stream[:whole].reshape(-1, length))
         self._rest = stream[whole:]
         self.about = replace(
-            self.about,
-            documents=self.about.documents + len(encoded),
-            tokens=self.about.tokens + len(tokens),
-            dropped_tokens=len(stream) - whole,
-            text_bytes=self.about.text_bytes + text_bytes,
+            before,
+            documents=before.documents + encoded.documents,
+            tokens=before.tokens + len(encoded.tokens),
+            dropped_tokens=len(self._rest),
+            text_bytes=before.text_bytes + encoded.text_bytes,
         )
+        if len(self._writer.shards) > n_shards:
+            counts = (before.documents, before.text_bytes, before.tokens)
+            self._journal.append(Mark(batch, *counts, tuple(self._writer.shards)))
 
     def finish(self) -> None:
         """Complete the dataset; the tokens that did not fill a sample are dropped.
@@ -62,32 +85,39 @@ class Packer:
 
 
 class DatasetWriter:
-    """Writes samples into shards of a new directory, which is no dataset until `finish`."""
+    """Writes samples into shards of a directory, which is no dataset until `finish`."""
 
-    def __init__(self, path: Path, encoding: Encoding, shard_bytes: int) -> None:
-        """Make the directory; its parent exists and it does not."""
-        if shard_bytes > LIMIT_BYTES:
-            raise DataError(
-                f"prepare.shard_bytes: {shard_bytes} is too large; the most is {LIMIT_BYTES}."
-            )
-        assert encoding.sample_bytes is not None
+    def __init__(
+        self,
+        path: Path,
+        encoding: Encoding,
+        shard_bytes: int,
+        finished: Sequence[ShardInfo] = (),
+    ) -> None:
+        """Write to a directory that holds the finished shards and no others."""
+        per_shard = samples_per_shard(encoding, shard_bytes)
         assert encoding.sample_length is not None
-        path.mkdir()
         self.sample_length = encoding.sample_length
+        self.dtype = encoding.file_dtype
+        self.shards = list(finished)
         self._path = path
         self._encoding = encoding
         self._shard_bytes = shard_bytes
-        self._per_shard = max(1, shard_bytes // (encoding.sample_bytes + 4))
-        self._shards: list[ShardInfo] = []
+        self._per_shard = per_shard
         self._waiting: list[NDArray[Any]] = []
         self._n_waiting = 0
+
+    @property
+    def n_written(self) -> int:
+        """Tokens in finished shards."""
+        return sum(shard.samples for shard in self.shards) * self.sample_length
 
     def write(self, samples: NDArray[Any]) -> None:
         """Take samples (n, S) on; full shards go to disk."""
         while len(samples):
             head = samples[: self._per_shard - self._n_waiting]
             samples = samples[len(head) :]
-            self._waiting.append(head.astype(self._encoding.file_dtype))
+            self._waiting.append(head.astype(self.dtype))
             self._n_waiting += len(head)
             if self._n_waiting == self._per_shard:
                 self._flush()
@@ -98,11 +128,21 @@ class DatasetWriter:
             self._flush()
         text = json.dumps(asdict(about), indent=2, sort_keys=True) + "\n"
         atomic_write(self._path / ABOUT_NAME, text)
-        atomic_write(self._path / INDEX_NAME, format_index(self._shards, self._shard_bytes))
+        atomic_write(self._path / INDEX_NAME, format_index(self.shards, self._shard_bytes))
 
     def _flush(self) -> None:
-        path = self._path / f"shard.{len(self._shards):05d}.mds"
+        path = self._path / f"shard.{len(self.shards):05d}.mds"
         samples = np.concatenate(self._waiting)
         info = write_shard(path, samples, self._encoding, size_limit=self._shard_bytes)
-        self._shards.append(info)
+        self.shards.append(info)
         self._waiting, self._n_waiting = [], 0
+
+
+def samples_per_shard(encoding: Encoding, shard_bytes: int) -> int:
+    """Return how many samples make a full shard; DataError if no shard may be so large."""
+    if shard_bytes > LIMIT_BYTES:
+        raise DataError(
+            f"prepare.shard_bytes: {shard_bytes} is too large; the most is {LIMIT_BYTES}."
+        )
+    assert encoding.sample_bytes is not None
+    return max(1, shard_bytes // (encoding.sample_bytes + 4))

@@ -11,7 +11,7 @@ import sysconfig
 import tokenize
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -47,7 +47,34 @@ class Document:
     """Not empty, and valid Unicode."""
 
 
-def documents(source: str, text_key: str, on_skip: Skip) -> Iterator[Document]:
+class Meter:
+    """How much of the files of a source has been read, in bytes on the disk."""
+
+    def __init__(self) -> None:
+        self._before = 0
+        self._file: BinaryIO | None = None
+
+    @property
+    def read_bytes(self) -> int:
+        return self._before + (self._file.tell() if self._file else 0)
+
+    def reset(self) -> None:
+        """Begin again at the first file."""
+        self._before, self._file = 0, None
+
+    @contextmanager
+    def reading(self, file: BinaryIO) -> Iterator[None]:
+        """Count a file, as far as it is read, until the end of the block."""
+        self._file = file
+        try:
+            yield
+        finally:
+            self._before, self._file = self.read_bytes, None
+
+
+def documents(
+    source: str, text_key: str, on_skip: Skip, meter: Meter | None = None
+) -> Iterator[Document]:
     """Yield the documents of a source, always in the same order.
 
     Args:
@@ -57,12 +84,17 @@ def documents(source: str, text_key: str, on_skip: Skip) -> Iterator[Document]:
         text_key: the key of the text in JSON lines.
         on_skip: told of what is passed over: empty documents, files that are no text, and
             modules of the standard library that do not decode.
+        meter: kept up to date with what is read.
 
     Raises:
         DataError: no such source, a text that is not UTF-8, a line that is not JSON, a key that
             is missing; names file, line, and byte where there is one.
     """
-    found = _stdlib(on_skip) if source == PYTHON_STDLIB else _files(source, text_key, on_skip)
+    meter = meter or Meter()
+    if source == PYTHON_STDLIB:
+        found = _stdlib(on_skip, meter)
+    else:
+        found = _files(source, text_key, on_skip, meter)
     for document in found:
         if document.text:
             yield document
@@ -70,14 +102,29 @@ def documents(source: str, text_key: str, on_skip: Skip) -> Iterator[Document]:
             on_skip(document.name, "empty")
 
 
-def _stdlib(on_skip: Skip) -> Iterator[Document]:
+def files_of(source: str) -> list[str]:
+    """Return the files of a source in the order they are read, also those that are passed over."""
+    if source != PYTHON_STDLIB:
+        return list_files(source)
     root = Path(sysconfig.get_path("stdlib"))
-    for name in sorted(_modules(root), key=PurePosixPath.as_posix):
+    return [str(root / name) for name in sorted(_modules(root), key=PurePosixPath.as_posix)]
+
+
+def is_read(file: str, source: str) -> bool:
+    """Say whether a file of a source is read: by its name, or because it is the source."""
+    suffix = _inner_suffix(file)
+    return file == source or suffix == ".jsonl" or bool(TEXT_SUFFIX.fullmatch(suffix))
+
+
+def _stdlib(on_skip: Skip, meter: Meter) -> Iterator[Document]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for file in files_of(PYTHON_STDLIB):
+        name = Path(file).relative_to(root).as_posix()
         try:
-            with tokenize.open(root / name) as file:  # decodes as PEP 263 has it
-                yield Document(name.as_posix(), file.read())
+            with tokenize.open(file) as text, meter.reading(text.buffer):
+                yield Document(name, text.read())  # decoded as PEP 263 has it
         except (SyntaxError, UnicodeDecodeError, OSError) as error:
-            on_skip(name.as_posix(), f"not decodable ({type(error).__name__})")
+            on_skip(name, f"not decodable ({type(error).__name__})")
 
 
 def _modules(root: Path) -> Iterator[PurePosixPath]:
@@ -87,19 +134,21 @@ def _modules(root: Path) -> Iterator[PurePosixPath]:
         yield from (within / name for name in names if name.endswith(".py"))
 
 
-def _files(source: str, text_key: str, on_skip: Skip) -> Iterator[Document]:
-    files = list_files(source)
-    alone = files == [source]
-    for file in files:
+def _files(source: str, text_key: str, on_skip: Skip, meter: Meter) -> Iterator[Document]:
+    for file in files_of(source):
         name, suffix = without_secrets(file), _inner_suffix(file)
-        if not (alone or suffix == ".jsonl" or TEXT_SUFFIX.fullmatch(suffix)):
+        if not is_read(file, source):
             on_skip(name, "not a text file")
             continue
-        with closing(open_binary(file)) as raw, closing(_decompress(raw, file)) as stream:
+        with (
+            closing(open_binary(file)) as raw,
+            closing(_decompress(raw, file)) as stream,
+            meter.reading(raw),
+        ):
             try:
                 if suffix == ".jsonl":
                     yield from _json_lines(stream, name, text_key)
-                elif alone:
+                elif file == source:
                     yield from _pieces(stream, name)
                 else:
                     yield Document(name, _decode(_read_whole(stream, name), name))

@@ -17,7 +17,8 @@ from mpt import recipe
 from mpt.checkpoint.layout import committed, model_of, newest, read_manifest, step_of
 from mpt.data.dataset import check_dataset, open_dataset, verify
 from mpt.data.index import INDEX_NAME
-from mpt.data.prepare import Watch, prepare
+from mpt.data.plan import Watch
+from mpt.data.prepare import prepare
 from mpt.errors import EXIT_DONE, DataError, UsageError
 from mpt.launch.node import Node
 from mpt.launch.place import Place

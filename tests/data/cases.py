@@ -93,6 +93,7 @@ def write_dataset(
     """Write samples (n, S) as a dataset, a few to a shard."""
     encoding = Encoding(dtype, samples.shape[1])
     assert encoding.sample_bytes is not None
+    path.mkdir()
     writer = DatasetWriter(path, encoding, per_shard * (encoding.sample_bytes + 4))
     writer.write(samples)
     writer.finish(ABOUT)

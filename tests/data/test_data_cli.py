@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from typer.testing import CliRunner
 
+from mpt.data.plan import Progress
 from mpt.data.prepare import prepare
 from mpt.errors import DataError
 from tests.data.cases import recipe_for, some_texts, write_dataset, write_texts, write_tokenizer
 
-app = importlib.import_module("mpt.cli.data").app  # mypy knows it as cli.data
+command = importlib.import_module("mpt.cli.data")  # mypy knows it as cli.data
+app = command.app
 
 RECIPE = """
 run: test
@@ -43,7 +49,7 @@ def test_prepare_makes_the_data_of_a_recipe_and_says_what(tmp_path: Path) -> Non
     texts = write_texts(tmp_path / "texts", [*some_texts(40), ""])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(out=tmp_path / "out", source=texts))
-    code, out, err = run("prepare", recipe, "--json")
+    code, out, err = run("prepare", recipe, "--json", "--workers", 2)
     result = json.loads(out)
     assert code == 0
     assert [Path(path).name for path in result["made"]] == ["tokenizer.model", "train", "eval"]
@@ -55,6 +61,41 @@ def test_prepare_makes_the_data_of_a_recipe_and_says_what(tmp_path: Path) -> Non
     assert out.count("(was there already)") == 3
     with pytest.raises(DataError, match="Delete"):
         run("prepare", recipe, "model.max_seq_len=8")
+
+
+def test_progress_tells_speed_and_the_time_left_of_this_call_alone() -> None:
+    speed = command.Speed()
+    before = Progress("resuming", 10, 5_000_000, 900, read_bytes=40, source_bytes=100)
+    assert speed.describe(before, 0.0) == "10 documents, 5.0 MB, 900 tokens"
+    first = Progress("dataset", 11, 6_000_000, 1000, read_bytes=50, source_bytes=100)
+    assert speed.describe(first, 7.0) == "11 documents, 6.0 MB, 1,000 tokens"
+    later = Progress("dataset", 12, 26_000_000, 2000, read_bytes=75, source_bytes=100)
+    assert speed.describe(later, 17.0).endswith("2,000 tokens, 2.0 MB/s, 0:00:10 left")
+    assert speed.describe(replace(later, source_bytes=None), 17.0).endswith("2.0 MB/s")
+
+
+@pytest.mark.parametrize(
+    ("packing", "pack"), [("", bytes), (".gz", gzip.compress), (".zst", zstandard.compress)]
+)
+def test_the_source_is_read_to_its_last_byte(
+    tmp_path: Path, packing: str, pack: Callable[[bytes], bytes]
+) -> None:
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in some_texts(60)).encode()
+    source = tmp_path / f"texts.jsonl{packing}"
+    source.write_bytes(pack(lines))
+    seen: list[Progress] = []
+    prepare(recipe_for(tmp_path / "out", source), progress=seen.append)
+    assert seen[-1].source_bytes == source.stat().st_size
+    assert seen[-1].read_bytes == source.stat().st_size
+
+
+def test_the_files_of_a_directory_that_are_not_read_do_not_count(tmp_path: Path) -> None:
+    texts = write_texts(tmp_path / "texts", some_texts(60))
+    size = sum(path.stat().st_size for path in texts.iterdir())
+    (texts / "image.png").write_bytes(b"png" * 1000)
+    seen: list[Progress] = []
+    prepare(recipe_for(tmp_path / "out", texts), progress=seen.append)
+    assert seen[-1].source_bytes == seen[-1].read_bytes == size
 
 
 def test_inspect_shows_counts_and_the_first_samples_as_text(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_bytes_depend_on_the_documents_and_the_recipe_alone(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(recipe_for(tmp_path / "one", corpus))
-    monkeypatch.setattr("mpt.data.prepare.BATCH_CHARACTERS", 700)
+    monkeypatch.setattr("mpt.data.batches.BATCH_CHARACTERS", 700)
     prepare(recipe_for(tmp_path / "two", corpus))
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     assert len(files_of(tmp_path / "one")) > 7  # several shards
@@ -213,7 +213,7 @@ def test_an_existing_tokenizer_is_used_and_must_fit_the_model(tmp_path: Path, co
 def test_more_ids_than_uint16_holds_are_written_as_uint32(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpt.data.prepare.UINT16_IDS", 299)
+    monkeypatch.setattr("mpt.data.encode.UINT16_IDS", 299)
     done = prepare(recipe_for(tmp_path / "out", corpus))
     assert str(done.streams["only"].shards[0].encoding) == "ndarray:uint32:16"
     prepare(recipe_for(tmp_path / "out", corpus))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from mpt.data.dataset import open_dataset, verify
-from mpt.data.prepare import Progress, is_prepared, prepare
+from mpt.data.plan import Progress
+from mpt.data.prepare import is_prepared, prepare
 from mpt.errors import DataError
 from tests.data.cases import (
     files_of,
     recipe_for,
     some_texts,
+    with_model,
     write_texts,
 )
 
@@ -31,11 +34,12 @@ import signal, sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-import mpt.data.prepare as module
+import mpt.data.batches
+from mpt.data.prepare import prepare
 from tests.data.cases import recipe_for
 
 recipe, pause_at = recipe_for(Path(sys.argv[2]), sys.argv[3]), int(sys.argv[4])
-module.BATCH_CHARACTERS = 700
+mpt.data.batches.BATCH_CHARACTERS = 700
 calls = 0
 
 def pause():
@@ -52,7 +56,7 @@ def counted(original):
     return move
 
 Path.replace, Path.rename = counted(Path.replace), counted(Path.rename)
-module.prepare(recipe, progress=lambda p: pause() if p.tokens > 2500 and not pause_at else None)
+prepare(recipe, progress=lambda p: pause() if p.tokens > 2500 and not pause_at else None)
 print("done", flush=True)
 """
 
@@ -75,8 +79,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.stdout.close()
 
 
-# Renames: tokenizer; dataset.json and index.json of train, then of eval; eval, train in place.
-@pytest.mark.parametrize("pause_at", [0, 1, 2, 3, 5, 6, 7])
+# Renames: tokenizer; the journals of train and eval; dataset.json and index.json of train, then of
+# eval; eval, train in place.
+@pytest.mark.parametrize("pause_at", range(10))
 def test_a_killed_prepare_leaves_nothing_that_looks_complete_and_is_made_up_for(
     tmp_path: Path, corpus: Path, pause_at: int
 ) -> None:
@@ -86,7 +91,7 @@ def test_a_killed_prepare_leaves_nothing_that_looks_complete_and_is_made_up_for(
     assert not is_prepared(recipe)
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert "train" not in left
-    assert ("eval" in left) == (pause_at == 7)
+    assert ("eval" in left) == (pause_at == 9)
     if pause_at == 0:
         assert (tmp_path / "out" / "train.partial" / "shard.00000.mds").exists()
         with pytest.raises(DataError, match=r"no index\.json"):
@@ -94,6 +99,29 @@ def test_a_killed_prepare_leaves_nothing_that_looks_complete_and_is_made_up_for(
     done = prepare(recipe)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "clean")
     assert verify(done.streams["only"]) == []
+
+
+def test_a_dataset_that_only_lacks_its_name_is_not_made_again(tmp_path: Path, corpus: Path) -> None:
+    kill(start_and_pause(tmp_path / "out", corpus, 8))
+    partial = tmp_path / "out" / "eval.partial"
+    assert not (partial / "journal.jsonl").exists()
+    made = {path.name: path.stat().st_ino for path in partial.iterdir()}
+    prepare(recipe_for(tmp_path / "out", corpus))
+    eval_set = tmp_path / "out" / "eval"
+    assert made == {path.name: path.stat().st_ino for path in eval_set.iterdir()}
+
+
+@pytest.mark.parametrize(("eval_fraction", "length"), [(0.4, 16), (0.2, 8)])
+def test_a_dataset_that_only_lacks_its_name_is_made_again_for_other_settings(
+    tmp_path: Path, corpus: Path, eval_fraction: float, length: int
+) -> None:
+    kill(start_and_pause(tmp_path / "out", corpus, 8))
+    (tmp_path / "clean").mkdir()
+    shutil.copy(tmp_path / "out" / "tokenizer.model", tmp_path / "clean")
+    for name in ("out", "clean"):
+        recipe = recipe_for(tmp_path / name, corpus, eval_fraction=eval_fraction)
+        prepare(with_model(recipe, max_seq_len=length))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "clean")
 
 
 def test_a_second_prepare_waits_for_the_first_and_takes_over_when_it_dies(

@@ -1,0 +1,190 @@
+"""Batches tokenized by several processes, and given back in their order."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from mpt.data.batches import Batch, Split
+from mpt.data.encode import Encoded, Encoder
+from mpt.errors import DataError
+
+Work = Iterator[tuple[Batch, list[Split]]]
+"""Batches, each with the splits that its tokens are wanted for."""
+Result = dict[Split, Encoded]
+
+PER_WORKER = 2
+"""Batches under way per worker: one in its hands, one ready for it."""
+IN_FLIGHT_BYTES = 1 << 28
+"""Text of all batches under way, unless a single one is larger."""
+ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def encoded(
+    work: Work, encoder: Encoder, tokenizer: Path, eval_fraction: float, workers: int
+) -> Iterator[tuple[Batch, Result]]:
+    """Yield each batch with its tokens, in order; by one worker, or for one batch, in here.
+
+    Raises:
+        DataError: a worker cannot be started, or dies; names its batch. None is left running.
+    """
+    head = list(islice(work, 2))
+    work = chain(head, work)
+    if workers == 1 or len(head) < 2:
+        for batch, wanted in work:
+            try:
+                result = encoder.encode(batch.texts, wanted)
+            except DataError as error:
+                raise DataError(f"{batch.first} to {batch.last}: {error}") from error
+            yield batch, result
+        return
+    with _Pool(encoder, tokenizer, eval_fraction, workers) as pool:
+        yield from pool.encoded(work)
+
+
+class _Pool:
+    """Worker processes, each with a thread here that waits for it."""
+
+    def __init__(
+        self, encoder: Encoder, tokenizer: Path, eval_fraction: float, workers: int
+    ) -> None:
+        self._workers: list[_Worker] = []
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._most = PER_WORKER * workers
+        self._threads = ThreadPoolExecutor(workers)
+        try:
+            for _ in range(workers):
+                self._workers.append(_Worker(encoder, tokenizer, eval_fraction))
+        except OSError as error:
+            self._end()
+            raise DataError(
+                f"tokenizing process {len(self._workers) + 1} of {workers} cannot be started: "
+                f"{error}; use fewer --workers."
+            ) from error
+        except BaseException:  # Ctrl-C
+            self._end()
+            raise
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def encoded(self, work: Work) -> Iterator[tuple[Batch, Result]]:
+        """Yield each batch with its tokens; only so many are under way at a time."""
+        waiting: deque[tuple[Batch, Future[Result]]] = deque()
+        under_way = 0  # bytes of text
+        for batch, wanted in work:
+            size = batch.text_bytes
+            while waiting and (len(waiting) >= self._most or under_way + size > IN_FLIGHT_BYTES):
+                done, future = waiting.popleft()
+                under_way -= done.text_bytes
+                yield done, future.result()
+            waiting.append((batch, self._threads.submit(self._encode, batch, wanted)))
+            under_way += size
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()
+
+    def _encode(self, batch: Batch, wanted: list[Split]) -> Result:
+        worker = self._idle.get()
+        try:
+            return worker.encode(batch, wanted)
+        finally:
+            self._idle.put(worker)
+
+    def _end(self) -> None:
+        """Leave neither process nor thread nor open line."""
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.wait()
+        self._threads.shutdown(cancel_futures=True)  # they saw the end of their workers
+        for worker in self._workers:
+            worker.close()
+
+
+class _Worker:
+    """One process, and the line to it."""
+
+    def __init__(self, encoder: Encoder, tokenizer: Path, eval_fraction: float) -> None:
+        self._line, theirs = Pipe()
+        self._dtype = encoder.dtype
+        self._sha256 = encoder.tokenizer.sha256
+        self._greeted = False
+        told = [str(theirs.fileno()), str(os.getpid()), str(tokenizer), repr(eval_fraction)]
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mpt.data.worker", *told],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is for us: we end them
+                env=os.environ | ONE_THREAD,
+            )
+        except OSError:
+            self._line.close()
+            raise
+        finally:
+            theirs.close()
+
+    def encode(self, batch: Batch, wanted: list[Split]) -> Result:
+        """Have a batch tokenized. Raises DataError if the worker says so, or dies."""
+        try:
+            if not self._greeted:
+                self._greet()
+            request = {"wanted": wanted, "sizes": [len(text) for text in batch.texts]}
+            self._line.send_bytes(json.dumps(request).encode())
+            self._line.send_bytes(b"".join(batch.texts))
+            answer = _receive(self._line, batch)
+            ids = np.frombuffer(self._line.recv_bytes(), self._dtype)
+        except (EOFError, OSError) as cause:
+            raise DataError(
+                f"{batch.first} to {batch.last}: the process that tokenized them {self._end()}. "
+                "Finished shards are kept: the same command goes on from there. If memory was "
+                "short, use fewer --workers."
+            ) from cause
+        result: Result = {}
+        for split, (documents, text_bytes, n_tokens) in answer.items():
+            result[split], ids = Encoded(documents, text_bytes, ids[:n_tokens]), ids[n_tokens:]
+        return result
+
+    def close(self) -> None:
+        self._line.close()
+
+    def _greet(self) -> None:
+        hello = _receive(self._line, None)
+        if hello["sha256"] != self._sha256:
+            raise DataError("the tokenizer was changed while it was in use; run this again.")
+        self._greeted = True
+
+    def _end(self) -> str:
+        code = self.process.wait()  # its end of the line is closed, so it is ending
+        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def _receive(line: Connection, batch: Batch | None) -> dict[Any, Any]:
+    message: dict[Any, Any] = json.loads(line.recv_bytes())
+    if "error" in message:
+        where = f"{batch.first} to {batch.last}: " if batch else ""
+        raise DataError(f"{where}{message['error']}")
+    return message

@@ -1,0 +1,148 @@
+"""Datasets written in one pass over the documents, so that a killed pass is gone on with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mpt.data import batches as batching
+from mpt.data.batches import Batch, Split, batches
+from mpt.data.dataset import About, open_dataset
+from mpt.data.encode import Encoder, id_dtype
+from mpt.data.fingerprint import Fingerprint, fingerprint
+from mpt.data.index import has_index
+from mpt.data.journal import JOURNAL_NAME, Journal, drop_unfinished, read_journal
+from mpt.data.pack import START, DatasetWriter, Packer, samples_per_shard
+from mpt.data.plan import Plan, Progress, Stage
+from mpt.data.pool import encoded
+from mpt.data.shard import Encoding
+from mpt.errors import DataError
+from mpt.storage import fsync_dir
+from mpt.tokenizer import Tokenizer
+
+
+def write_datasets(plan: Plan, splits: list[Split], tokenizer: Tokenizer) -> None:
+    """Write the absent datasets in one pass over the documents, and put them in place.
+
+    Each is written in a directory beside its place. After a kill, or a failure, finished shards
+    stay there with a journal; a call that finds the same source and settings goes on from them.
+    """
+    encoding = Encoding(id_dtype(tokenizer.vocab_size), plan.model.max_seq_len)
+    samples_per_shard(encoding, plan.source.shard_bytes)  # refuse a shard too large before all
+    absent = [split for split in splits if not _is_finished(plan, split, tokenizer)]
+    if absent:
+        seen = fingerprint(plan.source.source)
+        packers = {split: _packer(plan, split, tokenizer, encoding, seen) for split in absent}
+        if any(packer.has_shards for packer in packers.values()):
+            plan.watch(Progress("resuming"))
+        try:
+            _fill(plan, packers, tokenizer, seen)
+        except BaseException:
+            _keep_finished_shards(plan, packers)
+            raise
+        _finish(plan, packers)
+    for split in reversed(splits):
+        path = plan.paths[split].resolve()
+        (partial_of(path) / JOURNAL_NAME).unlink(missing_ok=True)
+        partial_of(path).rename(path)
+        fsync_dir(path.parent)
+
+
+def partial_of(path: Path) -> Path:
+    """Return where a dataset is written: beside its place, on the same disk."""
+    place = path.resolve()
+    return place.with_name(f"{place.name}.partial")
+
+
+def _is_finished(plan: Plan, split: Split, tokenizer: Tokenizer) -> bool:
+    """Say whether a killed call had only the last rename to do."""
+    partial = partial_of(plan.paths[split])
+    if not has_index(partial) or (partial / JOURNAL_NAME).exists():
+        return False
+    dataset = open_dataset(partial)
+    about = dataset.about
+    empty = about and replace(about, documents=0, tokens=0, dropped_tokens=0, text_bytes=0)
+    same = empty == plan.about(split, tokenizer)
+    return same and dataset.sample_length == plan.model.max_seq_len
+
+
+def _packer(
+    plan: Plan, split: Split, tokenizer: Tokenizer, encoding: Encoding, seen: Fingerprint
+) -> Packer:
+    """Return what goes on where a killed call ended, or begins."""
+    partial = partial_of(plan.paths[split])
+    about = plan.about(split, tokenizer)
+    header = _header(plan, about, encoding, seen)
+    marks = read_journal(partial, header, encoding)
+    if marks is None and partial.exists():
+        if (partial / JOURNAL_NAME).exists():
+            plan.watch(Progress("again"))
+        shutil.rmtree(partial)
+    partial.mkdir(exist_ok=True)
+    mark = marks[-1] if marks else START
+    drop_unfinished(partial, mark)
+    journal = Journal(partial)
+    journal.begin(header, marks or [])
+    writer = DatasetWriter(partial, encoding, plan.source.shard_bytes, mark.shards)
+    return Packer(writer, about, journal, mark)
+
+
+def _header(plan: Plan, about: About, encoding: Encoding, seen: Fingerprint) -> dict[str, Any]:
+    """Return all that the shards and the numbers of batches are a function of."""
+    return {
+        "about": asdict(about),
+        "encoding": str(encoding),
+        "shard_bytes": plan.source.shard_bytes,
+        "batch": [batching.BATCH_CHARACTERS, batching.BATCH_DOCUMENTS],
+        "source": seen.digest,
+    }
+
+
+def _fill(
+    plan: Plan, packers: dict[Split, Packer], tokenizer: Tokenizer, seen: Fingerprint
+) -> None:
+    """Tokenize every batch for the datasets that do not have it, and pack it."""
+
+    def tell(stage: Stage, batch: Batch) -> None:
+        abouts = [packer.about for packer in packers.values()]
+        counts = Progress(
+            stage,
+            documents=sum(about.documents for about in abouts),
+            text_bytes=sum(about.text_bytes for about in abouts),
+            tokens=sum(about.tokens for about in abouts),
+        )
+        plan.watch(replace(counts, read_bytes=batch.read_bytes, source_bytes=seen.source_bytes))
+
+    def work() -> Iterator[tuple[Batch, list[Split]]]:
+        for batch in batches(plan.documents(), plan.meter):
+            wanted = [s for s, packer in packers.items() if packer.next_batch <= batch.number]
+            if wanted:
+                yield batch, wanted
+            else:
+                tell("resuming", batch)
+
+    encoder = Encoder(tokenizer, plan.eval_fraction)
+    for batch, result in encoded(work(), encoder, plan.tokenizer, plan.eval_fraction, plan.workers):
+        for split, tokens in result.items():
+            packers[split].add(batch.number, tokens)
+        tell("dataset", batch)
+
+
+def _finish(plan: Plan, packers: dict[Split, Packer]) -> None:
+    try:
+        for packer in packers.values():
+            packer.finish()
+    except DataError:  # too little text: there is nothing to go on with
+        for split in packers:
+            shutil.rmtree(partial_of(plan.paths[split]))
+        raise
+
+
+def _keep_finished_shards(plan: Plan, packers: dict[Split, Packer]) -> None:
+    """Leave nothing of a dataset without a shard; the rest is for the next call."""
+    for split, packer in packers.items():
+        if not packer.has_shards:
+            shutil.rmtree(partial_of(plan.paths[split]), ignore_errors=True)

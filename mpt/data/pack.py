@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpt.data.dataset import ABOUT_NAME, About
+from mpt.data.dataset import About
+from mpt.data.descriptions import ABOUT_NAME
 from mpt.data.index import INDEX_NAME, format_index
 from mpt.data.shard import LIMIT_BYTES, Encoding, ShardInfo, write_shard
 from mpt.errors import DataError

@@ -38,13 +38,14 @@ def evaluation(
     """Return the function that evaluates, or None where no data is held out."""
     if cfg.data.eval is None:
         return None
-    path = Path(cfg.data.eval.path)
-    tokens_per_byte = open_dataset(path).tokens_per_byte
+    path, cache = cfg.data.eval.path, cfg.data.cache
+    tokens_per_byte = open_dataset(path, cache).tokens_per_byte
 
     def run(step: int) -> HeldOut | None:
         batches = eval_batches(
             path,
             cfg.model,
+            cache=cache,
             microbatch_size=microbatch_size,
             rank=ranks.rank,
             world_size=ranks.world_size,

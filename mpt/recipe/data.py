@@ -56,6 +56,8 @@ class Cache:
             value = getattr(self, key)
             if value is not None and not value > 0:
                 yield Problem(f"data.cache.{key}", f"{value} is not positive.")
+        if self.timeout_s == float("inf"):
+            yield Problem("data.cache.timeout_s", "is infinite.", "use 20.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ import torch
 
 from mpt.data import fetch
 from mpt.data.dataset import open_dataset, verify
+from mpt.data.prepare import prepare
 from mpt.errors import EXIT_DATA, DataError
-from mpt.recipe.data import Cache, Data, Stream
+from mpt.recipe.data import Cache, Data, EvalData, Stream
+from mpt.storage import hash_file
+from mpt.train.start import _check_data
+from tests.data.cases import ABOUT, recipe_for, some_texts, write_texts
 from tests.data.faults import (
     FaultyServer,
     compress,
@@ -227,3 +232,40 @@ def test_a_closed_loader_leaves_no_thread_though_the_server_hangs(
     server.stalled.wait()
     loader.close()
     assert not {t for t in set(threading.enumerate()) - before if t.name.startswith("mpt-")}
+
+
+def test_a_recipe_of_remote_data_is_ready_without_a_shard_being_fetched(tmp_path: Path) -> None:
+    texts = write_texts(tmp_path / "texts", some_texts(60))
+    made = prepare(recipe_for(tmp_path, texts))
+    for section in ("train", "eval"):
+        (tmp_path / "web").mkdir(exist_ok=True)
+        (tmp_path / section).rename(tmp_path / "web" / section)
+    with serving(tmp_path / "web") as server:
+        local = recipe_for(tmp_path, texts)
+        streams = {"only": Stream(path=f"{server.url}/train")}
+        held_out = EvalData(path=f"{server.url}/eval")
+        data = Data(streams=streams, eval=held_out, cache=cache_in(tmp_path))
+        remote = replace(local, data=data, prepare=None)
+        assert prepare(remote).streams["only"].shards == made.streams["only"].shards
+        found = _check_data(remote)
+        assert found["only"] == hash_file(tmp_path / "web" / "train" / "index.json")
+        assert {name.partition("/")[2] for name, _ in server.requests} == {
+            "index.json",
+            "dataset.json",
+        }
+        other = replace(remote, model=replace(remote.model, max_seq_len=32))
+        with pytest.raises(DataError, match=rf"{server.url}/train: samples of 16 tokens"):
+            _check_data(other)
+
+
+def test_how_a_dataset_came_to_be_is_read_over_the_network_where_it_is_told(
+    tmp_path: Path, server: FaultyServer
+) -> None:
+    assert open_dataset(server.url, cache_in(tmp_path)).about == ABOUT
+    (tmp_path / "set" / "dataset.json").unlink()
+    assert open_dataset(server.url, cache_in(tmp_path)).about is None
+    server.faults["dataset.json"] = ["403"]
+    assert open_dataset(server.url, cache_in(tmp_path)).about is None
+    (tmp_path / "set" / "dataset.json").write_text("{}")
+    with pytest.raises(DataError, match=rf"{server.url}/dataset\.json: tokenizer_sha256"):
+        open_dataset(server.url, cache_in(tmp_path))

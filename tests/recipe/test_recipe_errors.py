@@ -140,6 +140,21 @@ def test_a_wrong_value_is_named_with_its_place(old: str, new: str, line: str) ->
     assert found[0].startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("dir: ''", "data.cache.dir: is an empty path"),
+        ("dir: s3://x", "data.cache.dir: 's3://x' is a URL"),
+        ("limit_bytes: 0", "data.cache.limit_bytes: 0 is not positive"),
+        ("timeout_s: .inf", "data.cache.timeout_s: is infinite"),
+        ("deadline_s: -1", "data.cache.deadline_s: -1.0 is not positive"),
+    ],
+)
+def test_what_is_wrong_with_the_cache_is_named(setting: str, words: str) -> None:
+    (found,) = problems(tiny("data:\n", "data:\n  cache: {" + setting + "}\n"))
+    assert words in found
+
+
 def test_arithmetic_is_checked_only_when_the_types_are_right_and_then_all_of_it() -> None:
     two = tiny("n_heads: 8", "n_heads: 7").replace("steps: 300", "steps: 0")
     assert [line.split(": ")[1] for line in problems(two)] == [

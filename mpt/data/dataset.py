@@ -197,7 +197,7 @@ def _check_hashes(dataset: Dataset, number: int) -> None:
     """Compare a file with those of its recorded digests that can be computed here."""
     shard = dataset.shards[number]
     if dataset.needs_copy(number):
-        file, remedy = dataset.store.open_copy(shard), f"delete {dataset.store.settings.dir}"
+        file, remedy = dataset.store.open_copy(shard), f"delete {dataset.store.path_of(shard)}"
     else:
         file = local_file(dataset.path, shard.basename).open("rb")
         remedy = "prepare the dataset again, or fetch this file again"

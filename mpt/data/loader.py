@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -15,7 +14,7 @@ from mpt.data.ahead import Ahead
 from mpt.data.dataset import Dataset, open_dataset
 from mpt.data.order import Order, rank_slice
 from mpt.errors import DataError
-from mpt.recipe.data import Cache, Data
+from mpt.recipe.data import Data
 from mpt.recipe.model import Model
 from mpt.state import IGNORE, Microbatch
 
@@ -58,7 +57,9 @@ class Loader:
         # By name, so that the order of lines in the recipe has no part in the order of samples.
         streams = sorted(data.streams.items())
         self._names = [name for name, _ in streams]
-        self._datasets = [_open(stream.path, data.cache, model) for _, stream in streams]
+        self._datasets = [open_dataset(stream.path, data.cache) for _, stream in streams]
+        for dataset in self._datasets:
+            _check_length(dataset, model)
         self._order = Order(
             [dataset.shard_sizes for dataset in self._datasets],
             [stream.weight for _, stream in streams],
@@ -131,10 +132,9 @@ class Loader:
 
 
 def eval_batches(
-    path: Path | str,
+    dataset: Dataset,
     model: Model,
     *,
-    cache: Cache | None = None,
     samples: int | None,
     microbatch_size: int,
     rank: int,
@@ -148,15 +148,13 @@ def eval_batches(
     targets as in training.
 
     Args:
-        path: a directory, or a URL.
-        cache: where copies of its shards are kept, as Data.cache.
         samples: how many over all ranks; null, or more than there are, means all.
         eod_id: as Loader's.
 
     Raises:
         DataError: as Loader's.
     """
-    dataset = _open(path, cache, model)
+    _check_length(dataset, model)
     n_samples = min(samples or len(dataset), len(dataset))
     share = rank_slice(n_samples, rank, world_size)
     order = Order([dataset.shard_sizes], [1.0], n_samples, seed=0, shuffle=False)
@@ -169,14 +167,12 @@ def eval_batches(
         yield _to(_cut(rows, 1, microbatch_size, pin, eod_id)[0], device)
 
 
-def _open(path: Path | str, cache: Cache | None, model: Model) -> Dataset:
-    dataset = open_dataset(path, cache)
+def _check_length(dataset: Dataset, model: Model) -> None:
     if dataset.sample_length != model.max_seq_len:
         raise DataError(
             f"{dataset.location}: samples of {dataset.sample_length} tokens, but "
             f"model.max_seq_len is {model.max_seq_len}."
         )
-    return dataset
 
 
 def _read_checked(

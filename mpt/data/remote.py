@@ -9,7 +9,7 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,7 +119,7 @@ def _ask_http(url: str, start: int, timeout_s: float) -> Iterator[Answer]:
         raise (TransientError if passing else RefusedError)(what) from error
     with closing(response):
         begin, total = _extent(response, start)
-        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        version = _version(response.headers, ("ETag", "Last-Modified"))
         yield Answer(begin, total, version, lambda: bytes(response.read1(BLOCK_BYTES)))
 
 
@@ -158,12 +158,17 @@ def _ask_fsspec(url: str, start: int, _timeout_s: float) -> Iterator[Answer]:
     system, path = url_to_fs(url)
     about = system.info(path)
     size = about.get("size")
-    version = next((str(about[key]) for key in VERSION_KEYS if about.get(key)), None)
+    version = _version(about, VERSION_KEYS)
     with system.open(path, "rb") as file:
         if start:
             file.seek(start)
         total = size if isinstance(size, int) else None
         yield Answer(start, total, version, lambda: bytes(file.read(BLOCK_BYTES)))
+
+
+def _version(about: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """Return what changes when a file is written anew, also with the bytes it had."""
+    return " ".join(str(about[key]) for key in keys if about.get(key)) or None
 
 
 def _kind(error: Exception) -> type[TransientError] | type[RefusedError]:

@@ -50,9 +50,8 @@ class Store:
         Raises:
             DataError: it cannot be had, or is not what the index says; names the shard.
         """
-        folder = cache.open_folder(self.settings.dir)
         try:
-            path = folder / f"{self._key(info)}-{info.file_bytes}.mds"
+            path = self.path_of(info)
             whole = cache.open_whole(path, info.file_bytes)
             if whole is None:
                 whole = cache.make(
@@ -64,10 +63,15 @@ class Store:
                 )
         except OSError as error:
             raise DataError(
-                f"{self.name(info)}: cannot be kept in {folder}: {error.strerror or error}; make "
-                "room there, or set another data.cache.dir."
+                f"{self.name(info)}: cannot be kept in {self.settings.dir}: "
+                f"{error.strerror or error}; make room there, or set another data.cache.dir."
             ) from error
         return whole
+
+    def path_of(self, info: ShardInfo) -> Path:
+        """Return where the copy of a shard is, or will be."""
+        folder = cache.open_folder(self.settings.dir)
+        return folder / f"{self._key(info)}-{info.file_bytes}.mds"
 
     def name(self, info: ShardInfo) -> str:
         """Return what messages call a shard: the file in the dataset."""

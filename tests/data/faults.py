@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -100,6 +101,7 @@ def answer(request: BaseHTTPRequestHandler, state: FaultyServer) -> None:
     if fault == "shorter":
         payload = payload[:-1]
     request.send_header("ETag", f'"{sha256(payload).hexdigest()[:8]}"')
+    request.send_header("Last-Modified", formatdate(file.stat().st_mtime, usegmt=True))
     request.send_header("Content-Length", str(len(payload) - start))
     request.end_headers()
     body, half = payload[start:], (len(payload) - start) // 2

@@ -159,7 +159,7 @@ def test_a_damaged_copy_is_found_by_verify(tmp_path: Path, server: FaultyServer)
     copy.write_bytes(payload)
     (fault,) = verify(dataset)
     assert f"{server.url}/shard.00000.mds: corrupt shard: its sha256" in fault
-    assert "delete" in fault
+    assert fault.endswith(f"delete {copy}.")
 
 
 def ours(folder: Path, number: int, size: int = 100, kind: str = "mds") -> Path:

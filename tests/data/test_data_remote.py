@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -106,10 +107,16 @@ def test_what_passes_is_ridden_out(
     assert files_in(tmp_path / "cache") == [".mds"] * 3
 
 
-def test_a_corrupt_file_is_fetched_once_more_in_full(tmp_path: Path, server: FaultyServer) -> None:
-    server.faults[SHARD] = ["corrupt"]
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_corrupt_file_is_fetched_once_more_in_full(
+    tmp_path: Path, server: FaultyServer, zipped: bool
+) -> None:
+    if zipped:
+        compress(tmp_path / "set")
+    name = SHARD + ".zstd" * zipped
+    server.faults[name] = ["corrupt"]
     assert verify(open_dataset(server.url, cache_in(tmp_path))) == []
-    assert server.asked(SHARD) == [None, None]
+    assert server.asked(name) == [None, None]
 
 
 def test_after_a_cut_only_the_rest_is_asked_for(tmp_path: Path, server: FaultyServer) -> None:
@@ -130,6 +137,18 @@ def test_a_file_that_changes_between_two_requests_is_fetched_from_the_start(
     dataset.open_shard(1)
     assert [wanted is None for wanted in server.asked(SHARD)] == [True, False, True]
     assert verify(dataset) == []
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_copies_without_a_hash_last_as_long_as_the_index_is_not_written_anew(
+    tmp_path: Path, server: FaultyServer, hashes: bool
+) -> None:
+    if not hashes:
+        edit_index(tmp_path / "set", without_hashes)
+    for now in (1_000_000_000, 1_000_000_000, 1_000_000_060):
+        os.utime(tmp_path / "set" / "index.json", (now, now))
+        open_dataset(server.url, cache_in(tmp_path)).open_shard(1)
+    assert len(server.asked(SHARD)) == (1 if hashes else 2)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from hashlib import sha256
@@ -102,7 +102,8 @@ def answer(request: BaseHTTPRequestHandler, state: FaultyServer) -> None:
         payload = payload[:-1]
     request.send_header("ETag", f'"{sha256(payload).hexdigest()[:8]}"')
     request.send_header("Last-Modified", formatdate(file.stat().st_mtime, usegmt=True))
-    request.send_header("Content-Length", str(len(payload) - start))
+    if fault != "endless":
+        request.send_header("Content-Length", str(len(payload) - start))
     request.end_headers()
     body, half = payload[start:], (len(payload) - start) // 2
     match fault:
@@ -116,6 +117,15 @@ def answer(request: BaseHTTPRequestHandler, state: FaultyServer) -> None:
             request.wfile.write(body[:half])
             state.stalled.set()
             state.go_on.wait()
+        case "drip":
+            with suppress(OSError):  # the reader has gone
+                for i in range(len(body)):
+                    request.wfile.write(body[i : i + 1])
+                    state.go_on.wait(0.02)
+        case "endless":
+            with suppress(OSError):
+                while not state.go_on.is_set():
+                    request.wfile.write(body)
         case _:
             request.wfile.write(body)
     request.close_connection = True

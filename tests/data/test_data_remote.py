@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,7 @@ def test_copies_without_a_hash_last_as_long_as_the_index_is_not_written_anew(
         ("404", "cannot be fetched: the server answers 404", 1),
         ("410", "cannot be fetched: the server answers 410", 1),
         ("corrupt", r"corrupt shard: of shard\.00001\.mds, its sha256 is .* the index says", 2),
+        ("endless", r"corrupt shard: it has more bytes than the \d+ it may", 2),
         ("longer", r"corrupt shard: it has \d+ bytes; the index says", 2),
         ("shorter", r"corrupt shard: it has \d+ bytes; the index says", 2),
     ],
@@ -186,6 +188,15 @@ def test_a_server_that_stays_ill_is_given_up_at_the_deadline(
     dataset = open_dataset(server.url, cache)
     server.faults[SHARD] = [fault]
     with pytest.raises(DataError, match=r"00001\.mds: not fetched within 0\.3 s, in \d+ attempts"):
+        dataset.open_shard(1)
+
+
+def test_a_server_that_sends_too_slowly_is_given_up_though_it_is_never_silent(
+    tmp_path: Path, server: FaultyServer
+) -> None:
+    dataset = open_dataset(server.url, cache_in(tmp_path, deadline_s=0.2))
+    server.faults[SHARD] = ["drip!"]
+    with pytest.raises(DataError, match=r"within 0\.2 s, in 1 attempts; .*: too slow: \d+ bytes"):
         dataset.open_shard(1)
 
 
@@ -223,6 +234,13 @@ def test_login_and_signature_go_to_the_server_and_nowhere_else(
     assert "s3cret" not in dataset.location
     names = [str(path) for path in tmp_path.rglob("*")]
     assert not any("s3cret" in name for name in names)
+
+
+def test_what_a_library_says_of_a_url_with_a_secret_is_not_repeated(tmp_path: Path) -> None:
+    word = "s3" + "cret"  # in no line that a traceback shows
+    with pytest.raises(DataError, match=r"memory://nowhere/x/index\.json: .*FileNot") as raised:
+        open_dataset(f"memory://me:{word}@nowhere/x", cache_in(tmp_path))
+    assert word not in "".join(traceback.format_exception(raised.value))
 
 
 def test_a_shard_is_there_before_it_is_needed(tmp_path: Path) -> None:
@@ -288,3 +306,17 @@ def test_how_a_dataset_came_to_be_is_read_over_the_network_where_it_is_told(
     (tmp_path / "set" / "dataset.json").write_text("{}")
     with pytest.raises(DataError, match=rf"{server.url}/dataset\.json: tokenizer_sha256"):
         open_dataset(server.url, cache_in(tmp_path))
+
+
+def test_a_closed_loader_does_not_wait_for_the_next_attempt(
+    tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 3600.0)
+    data = Data(streams={"a": Stream(path=server.url)}, cache=cache_in(tmp_path, deadline_s=1e6))
+    loader = loader_for(data)
+    server.faults[SHARD] = ["503!"]
+    reading = loader._thread.submit(loader._read, 0)
+    while not server.asked(SHARD):
+        server.stalled.wait(0.01)
+    loader.close()
+    assert reading.exception() is not None

@@ -17,10 +17,11 @@ import torch
 from mpt.data import fetch
 from mpt.data.dataset import open_dataset, verify
 from mpt.data.prepare import prepare
-from mpt.errors import EXIT_DATA, DataError
+from mpt.errors import EXIT_DATA, DataError, UsageError
 from mpt.recipe.data import Cache, Data, EvalData, Stream
+from mpt.recipe.frozen import absolute, freeze
 from mpt.storage import hash_file
-from mpt.train.start import _check_data
+from mpt.train.start import _changes, _check_data
 from tests.data.cases import ABOUT, recipe_for, some_texts, write_texts
 from tests.data.faults import (
     FaultyServer,
@@ -320,3 +321,18 @@ def test_a_closed_loader_does_not_wait_for_the_next_attempt(
         server.stalled.wait(0.01)
     loader.close()
     assert reading.exception() is not None
+
+
+def test_a_run_may_go_on_with_another_cache_but_not_with_another_order(tmp_path: Path) -> None:
+    before = recipe_for(tmp_path, tmp_path / "texts")
+    freeze(before, tmp_path / "recipe.yaml")
+    cache = cache_in(tmp_path, limit_bytes=5)
+    elsewhere = absolute(replace(before, data=replace(before.data, cache=cache)))
+    assert set(_changes(elsewhere, tmp_path)) == {
+        "data.cache.dir",
+        "data.cache.limit_bytes",
+        "data.cache.deadline_s",
+    }
+    reordered = absolute(replace(before, data=replace(before.data, shuffle=False)))
+    with pytest.raises(UsageError, match=r"data\.shuffle"):
+        _changes(reordered, tmp_path)

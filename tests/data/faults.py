@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from mpt.recipe.data import Cache
 from tests.data.cases import write_dataset
 
 LENGTH = 4
@@ -172,3 +173,8 @@ def small_dataset(folder: Path, n: int = 20, *, per_shard: int = 7) -> Path:
 def files_in(cache: Path) -> list[str]:
     """Kinds of the files in a cache, sorted."""
     return sorted(path.suffix for path in (cache / "shards").iterdir() if path.suffix != ".TAG")
+
+
+def cache_in(tmp_path: Path, **settings: Any) -> Cache:
+    """A cache of a test's own, which gives up soon."""
+    return Cache(**{"dir": f"{tmp_path}/cache", "deadline_s": 20.0, **settings})

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 
 from mpt.data import cache as files
-from mpt.data import fetch
 from mpt.data.dataset import open_dataset, verify
 from mpt.errors import DataError
 from mpt.recipe.data import Cache, Data, Stream
@@ -29,6 +27,8 @@ from tests.data.faults import (
 )
 from tests.data.test_data_loader import loader_for
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 RANK = """
 import sys
 from mpt.data.dataset import open_dataset
@@ -39,19 +39,6 @@ print("open", flush=True)
 sys.stdin.readline()
 print([dataset.open_shard(i).sample(0).tolist()[0] for i in range(len(dataset.shards))], flush=True)
 """
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[FaultyServer]:
-    small_dataset(tmp_path / "set")
-    with serving(tmp_path / "set") as state:
-        yield state
 
 
 def start_rank(stack: ExitStack, url: str, cache: Path) -> subprocess.Popen[str]:

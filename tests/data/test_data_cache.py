@@ -203,6 +203,7 @@ def test_eviction_spares_what_another_process_maps_or_makes(
         files.evict(folder, 0)
         assert files_in(cache) == [".part"]
     dataset = open_dataset(server.url, Cache(dir=str(cache)))
+    dataset.open_shard(0)  # makes the copy; the next one finds it
     row = dataset.open_shard(0).sample(3)  # the view alone keeps the map, and so the file
     files.evict(folder, 0)
     assert files_in(cache) == [".mds"]

@@ -26,7 +26,9 @@ RecipeFile = Annotated[Path, typer.Argument(help="Recipe YAML.", metavar="RECIPE
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Recipe keys to change.", metavar="[KEY=VALUE]...")
 ]
-DatasetPath = Annotated[Path, typer.Argument(help="A directory of shards.", metavar="PATH")]
+DatasetPath = Annotated[
+    str, typer.Argument(help="A directory of shards, or its URL.", metavar="PATH")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Samples = Annotated[int, typer.Option(help="First samples to show.", min=0)]
 Workers = Annotated[
@@ -78,7 +80,7 @@ def prepare(
     for name, dataset in datasets.items():
         kept = "" if dataset.path in done.made else " (was there already)"
         counts = f"{len(dataset):,} samples of {dataset.sample_length:,} tokens"
-        typer.echo(f"{name:16} {dataset.path}: {counts}{kept}")
+        typer.echo(f"{name:16} {dataset.location}: {counts}{kept}")
     for why, count in done.skipped.items():
         typer.echo(f"{'skipped':16} {count:,} documents: {why}")
 
@@ -109,8 +111,9 @@ def inspect(
 @app.command()
 def verify(path: DatasetPath, as_json: AsJson = False) -> None:
     """Read every shard and name each that is missing or corrupt; exit code 3 if there is one."""
-    from mpt.data.dataset import checkable_hashes, open_dataset
+    from mpt.data.dataset import open_dataset
     from mpt.data.dataset import verify as verify_dataset
+    from mpt.data.hashes import checkable_hashes
 
     dataset = open_dataset(path)
     faults = verify_dataset(dataset)
@@ -135,7 +138,7 @@ def verify(path: DatasetPath, as_json: AsJson = False) -> None:
 def _summary(dataset: Dataset) -> dict[str, Any]:
     """Return the counts of a dataset, then how it came to be where that is known."""
     return {
-        "path": str(dataset.path),
+        "path": dataset.location,
         "shards": len(dataset.shards),
         "samples": len(dataset),
         "sample_length": dataset.sample_length,

@@ -67,10 +67,15 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 def hash_file(path: Path, algorithm: str = "sha256") -> str:
     """Return the hex digest of a file, read in blocks; `algorithm` is one of hashlib's."""
-    digest = hashlib.new(algorithm)
     with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
+        return hash_stream(file, algorithm)
+
+
+def hash_stream(file: BinaryIO, algorithm: str = "sha256") -> str:
+    """Return the hex digest of what is still to be read of an open file."""
+    digest = hashlib.new(algorithm)
+    while block := file.read(BLOCK_BYTES):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -84,6 +89,11 @@ def read_json(path: Path, *, limit_bytes: int, error: type[MptError] = DataError
     Raises:
         error: missing, unreadable, too large, not UTF-8 or not JSON; names the file.
     """
+    return parse_json(read_bounded(path, limit_bytes=limit_bytes, error=error), path, error=error)
+
+
+def read_bounded(path: Path, *, limit_bytes: int, error: type[MptError] = DataError) -> bytes:
+    """Return the bytes of a file that must not be larger than `limit_bytes`; as read_json."""
     try:
         with path.open("rb") as file:
             payload = file.read(limit_bytes + 1)
@@ -93,10 +103,15 @@ def read_json(path: Path, *, limit_bytes: int, error: type[MptError] = DataError
         raise error(f"{path}: cannot be read: {cause.strerror}.") from cause
     if len(payload) > limit_bytes:
         raise error(f"{path}: larger than {limit_bytes} bytes; this is not what it should be.")
+    return payload
+
+
+def parse_json(payload: bytes, where: Path | str, *, error: type[MptError] = DataError) -> Any:
+    """Return what the bytes of a JSON file hold; `error` names where they are from."""
     try:
         return json.loads(payload.decode("utf-8"))
     except (ValueError, RecursionError) as cause:
-        raise error(f"{path}: not a JSON file: {cause}.") from cause
+        raise error(f"{where}: not a JSON file: {cause}.") from cause
 
 
 def is_url(location: str) -> bool:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpt.data.index import read_index
+from mpt.data.descriptions import ABOUT_NAME, read_descriptions
+from mpt.data.hashes import wrong_hash
+from mpt.data.index import INDEX_NAME, parse_index
+from mpt.data.order import WINDOW_SHARDS
 from mpt.data.shard import Shard, ShardInfo
+from mpt.data.store import Store, local_file
 from mpt.errors import DataError
+from mpt.recipe.data import Cache
 from mpt.recipe.model import Model
 from mpt.recipe.problem import Problem
 from mpt.recipe.recipe import Recipe
-from mpt.storage import hash_file, read_json
+from mpt.storage import is_url, parse_json, without_secrets
 from mpt.tokenizer import Tokenizer, load_tokenizer
 
-ABOUT_NAME = "dataset.json"
-LIMIT_ABOUT_BYTES = 1 << 20
 MAX_OPEN_SHARDS = 64
 """Maps kept open: a few shuffle windows, far below what a process may map."""
+MAX_OPEN_COPIES = WINDOW_SHARDS
+"""Of copies, which are not evicted while they are mapped: what a batch reads, and no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +62,41 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Packed samples on disk. Shards are mapped when first read."""
+    """Packed samples. Shards are mapped when first read, after they were fetched if need be."""
 
-    path: Path
+    location: str
+    """A directory, or a URL without its secrets."""
     shards: tuple[ShardInfo, ...]
     sample_length: int
     """Tokens per sample."""
     about: About | None
     """Null where others made the dataset."""
+    index_sha256: str
+    store: Store
+    """Where copies are of the shards that cannot be mapped where they lie."""
     _shard: Callable[[int], Shard] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_shard", lru_cache(maxsize=MAX_OPEN_SHARDS)(self.open_shard))
+        n_open = MAX_OPEN_COPIES if self.needs_copies else MAX_OPEN_SHARDS
+        object.__setattr__(self, "_shard", lru_cache(maxsize=n_open)(self.open_shard))
+
+    @property
+    def path(self) -> Path:
+        """The directory of a dataset that is not remote."""
+        return Path(self.location)
+
+    @property
+    def is_remote(self) -> bool:
+        return is_url(self.location)
+
+    @property
+    def needs_copies(self) -> bool:
+        """Whether any shard cannot be mapped where it lies."""
+        return self.is_remote or any(shard.zipped for shard in self.shards)
+
+    def needs_copy(self, number: int) -> bool:
+        """Whether this shard cannot be mapped where it lies."""
+        return self.is_remote or self.shards[number].zipped is not None
 
     def __len__(self) -> int:
         return sum(shard.samples for shard in self.shards)
@@ -100,36 +128,57 @@ class Dataset:
         return result
 
     def open_shard(self, number: int) -> Shard:
-        """Map one shard and check its structure, but not its hash."""
+        """Map one shard and check its structure; its hash only where a copy is made of it."""
         info = self.shards[number]
-        path = self.path / info.basename
-        if path.is_symlink() and not path.resolve().is_relative_to(self.path.resolve()):
-            raise DataError(f"{path}: a link that leads out of the dataset; put the file here.")
-        return Shard(path, info)
+        if self.needs_copy(number):
+            return Shard(self.store.name(info), info, self.store.open_copy(info))
+        return Shard(local_file(self.path, info.basename), info)
+
+    def fetch(self, number: int) -> None:
+        """See to it that a copy is there, unless another process is making it: BusyError."""
+        self.store.open_copy(self.shards[number], wait=False).close()
+
+    def name_of(self, number: int) -> str:
+        """Return what messages call a shard."""
+        return self.store.name(self.shards[number])
 
 
-def open_dataset(path: Path) -> Dataset:
+def open_dataset(location: Path | str, cache: Cache | None = None) -> Dataset:
     """Read the index of a dataset.
+
+    Args:
+        location: a directory, or a URL.
+        cache: where copies of shards are kept, if such are needed; null means the default.
 
     Raises:
         DataError: no complete dataset there, or one that cannot be read.
     """
-    shards = read_index(path)
+    where = without_secrets(str(location))
+    files = read_descriptions(str(location), cache or Cache())
+    shards = parse_index(files.index, f"{where}/{INDEX_NAME}")
     filled = next((i for i, shard in enumerate(shards) if shard.samples), None)
     if filled is None:
-        raise DataError(f"{path}: a dataset without samples.")
+        raise DataError(f"{where}: a dataset without samples.")
     lengths = {shard.encoding.sample_length for shard in shards}
     if len(lengths) > 1:
-        raise DataError(f"{path}: its shards have samples of different lengths: {lengths}.")
-    dataset = Dataset(path, shards, lengths.pop() or 0, _read_about(path / ABOUT_NAME))
+        raise DataError(f"{where}: its shards have samples of different lengths: {lengths}.")
+    dataset = Dataset(
+        location=where,
+        shards=shards,
+        sample_length=lengths.pop() or 0,
+        about=_parse_about(files.about, f"{where}/{ABOUT_NAME}"),
+        index_sha256=hashlib.sha256(files.index).hexdigest(),
+        store=files.store,
+    )
     if dataset.sample_length:
         return dataset
-    first = len(dataset.open_shard(filled).sample(0))
-    return Dataset(path, shards, first, dataset.about)
+    return replace(dataset, sample_length=len(dataset.open_shard(filled).sample(0)))
 
 
 def verify(dataset: Dataset, *, rank: int = 0, world_size: int = 1) -> list[str]:
     """Read every shard, and return a sentence on each that is missing, truncated or corrupt.
+
+    Shards that need a copy are fetched or decompressed, and the copy is read.
 
     Args:
         rank, world_size: look at this rank's part of the shards only.
@@ -138,19 +187,23 @@ def verify(dataset: Dataset, *, rank: int = 0, world_size: int = 1) -> list[str]
     for number in range(rank, len(dataset.shards), world_size):
         try:
             dataset.open_shard(number)
-            _check_hashes(dataset.path, dataset.shards[number])
+            _check_hashes(dataset, number)
         except DataError as fault:
             faults.append(str(fault))
     return faults
 
 
-def checkable_hashes(shard: ShardInfo) -> list[str]:
-    """Return the recorded hash algorithms that every Python has; others cannot be checked."""
-    return [
-        name
-        for name in shard.hashes
-        if name in hashlib.algorithms_guaranteed and not name.startswith("shake")
-    ]
+def _check_hashes(dataset: Dataset, number: int) -> None:
+    """Compare a file with those of its recorded digests that can be computed here."""
+    shard = dataset.shards[number]
+    if dataset.needs_copy(number):
+        file, remedy = dataset.store.open_copy(shard), f"delete {dataset.store.path_of(shard)}"
+    else:
+        file = local_file(dataset.path, shard.basename).open("rb")
+        remedy = "prepare the dataset again, or fetch this file again"
+    with file:
+        if fault := wrong_hash(file, shard):
+            raise DataError(f"{dataset.name_of(number)}: corrupt shard: {fault}; {remedy}.")
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: Model) -> None:
@@ -187,7 +240,7 @@ def check_dataset(dataset: Dataset, model: Model, tokenizer: Tokenizer) -> None:
         DataError: says both values, and what to change.
     """
     check_tokenizer(tokenizer, model)
-    path, about = dataset.path, dataset.about
+    path, about = dataset.location, dataset.about
     if dataset.sample_length != model.max_seq_len:
         raise DataError(
             f"{path}: samples of {dataset.sample_length} tokens, but model.max_seq_len is "
@@ -200,26 +253,14 @@ def check_dataset(dataset: Dataset, model: Model, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_hashes(directory: Path, shard: ShardInfo) -> None:
-    """Compare a file with those of its recorded digests that can be computed here."""
-    path = directory / shard.basename
-    for name in checkable_hashes(shard):
-        seen, wanted = hash_file(path, name), shard.hashes[name]
-        if seen != wanted:
-            raise DataError(
-                f"{path}: corrupt shard: its {name} is {seen:.16}..., the index says "
-                f"{wanted[:16]!r}...; prepare the dataset again, or fetch this file again."
-            )
-
-
-def _read_about(path: Path) -> About | None:
-    if not path.exists():
+def _parse_about(payload: bytes | None, where: str) -> About | None:
+    if payload is None:
         return None
-    about = read_json(path, limit_bytes=LIMIT_ABOUT_BYTES)
+    about = parse_json(payload, where)
     if not isinstance(about, dict):
-        raise DataError(f"{path}: not an object.")
+        raise DataError(f"{where}: not an object.")
     kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int)}
     for entry in fields(About):
         if type(about.get(entry.name)) not in kinds[str(entry.type)]:
-            raise DataError(f"{path}: {entry.name}: {about.get(entry.name)!r:.80} cannot be.")
+            raise DataError(f"{where}: {entry.name}: {about.get(entry.name)!r:.80} cannot be.")
     return About(**{entry.name: about[entry.name] for entry in fields(About)})

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mpt.data.shard import COLUMN, LIMIT_BYTES, Encoding, ShardInfo, shard_config
+from mpt.data.shard import COLUMN, LIMIT_BYTES, Encoding, ShardInfo, ZippedFile, shard_config
 from mpt.errors import DataError
-from mpt.storage import read_json
+from mpt.storage import parse_json
 
 INDEX_NAME = "index.json"
 LIMIT_INDEX_BYTES = 1 << 27
 """Some 300,000 shards."""
+ZSTD = re.compile(r"zstd(:-?\d{1,6})?", re.ASCII)
 
 
 def format_index(shards: Sequence[ShardInfo], size_limit: int) -> str:
@@ -41,25 +42,22 @@ def has_index(directory: Path) -> bool:
     return os.path.isfile(directory / INDEX_NAME)
 
 
-def read_index(directory: Path) -> tuple[ShardInfo, ...]:
-    """Read and check the index of a dataset; no shard is opened.
+def parse_index(payload: bytes, where: str) -> tuple[ShardInfo, ...]:
+    """Return the shards that the bytes of an index.json name, every value checked.
+
+    Args:
+        where: the path or URL they are from, for messages.
 
     Raises:
-        DataError: no dataset there, or an index that is damaged, hostile or of a kind that is
-            not read; names the file, the shard and the key.
+        DataError: damaged, hostile or of a kind that is not read; names the shard and the key.
     """
-    path = directory / INDEX_NAME
-    if not has_index(directory):
-        if re.match(r"[a-z][a-z0-9+.-]*:/", str(directory)):  # Path makes s3:/ of s3://
-            raise DataError(f"{directory}: remote datasets are not read yet; copy it to a disk.")
-        raise DataError(f"{directory}: not a dataset: it has no {INDEX_NAME}.")
-    index = read_json(path, limit_bytes=LIMIT_INDEX_BYTES)
+    index = parse_json(payload, where)
     if not isinstance(index, dict) or index.get("version") != 2:
-        raise DataError(f"{path}: not an MDS index of version 2.")
+        raise DataError(f"{where}: not an MDS index of version 2.")
     entries = index.get("shards")
     if not isinstance(entries, list):
-        raise DataError(f"{path}: shards: not a list.")
-    return tuple(_Entry(entry, f"{path}: shards[{i}]").info() for i, entry in enumerate(entries))
+        raise DataError(f"{where}: shards: not a list.")
+    return tuple(_Entry(entry, f"{where}: shards[{i}]").info() for i, entry in enumerate(entries))
 
 
 class _Entry:
@@ -73,26 +71,36 @@ class _Entry:
 
     def info(self) -> ShardInfo:
         """Return the entry with every value checked."""
-        self._refuse_unread_kinds()
-        raw = self._get("raw_data", dict, "an object")
-        file_bytes = self._count(raw.get("bytes"), "raw_data.bytes", LIMIT_BYTES)
+        if self._entry.get("format") != "mds" or self._entry.get("version") != 2:
+            self._refuse("format", self._entry.get("format"), "mds of version 2")
+        basename, file_bytes, hashes = self._file("raw_data")
         return ShardInfo(
-            basename=self._basename(raw.get("basename")),
+            basename=basename,
             file_bytes=file_bytes,
             # Each sample takes an offset of 4 bytes, so this bounds what a reader allocates.
             samples=self._count(self._entry.get("samples"), "samples", file_bytes // 4),
             encoding=self._encoding(),
-            hashes=self._hashes(raw.get("hashes", {})),
+            hashes=hashes,
+            zipped=self._zipped(),
         )
 
-    def _refuse_unread_kinds(self) -> None:
-        if self._entry.get("format") != "mds" or self._entry.get("version") != 2:
-            self._refuse("format", self._entry.get("format"), "mds of version 2")
-        if self._entry.get("compression") is not None or self._entry.get("zip_data") is not None:
-            raise DataError(
-                f"{self._where}: compression {self._entry.get('compression')!r:.40}: compressed "
-                "shards are not read yet; write the dataset with compression null."
-            )
+    def _zipped(self) -> ZippedFile | None:
+        """Return the compressed file, if the shard lies in one."""
+        compression = self._entry.get("compression")
+        if compression is None and self._entry.get("zip_data") is None:
+            return None
+        if not isinstance(compression, str) or not ZSTD.fullmatch(compression):
+            self._refuse("compression", compression, "'zstd', the one that is read, or null")
+        return ZippedFile(*self._file("zip_data"))
+
+    def _file(self, key: str) -> tuple[str, int, dict[str, str]]:
+        """Return name, bytes and hashes of a file."""
+        file = self._get(key, dict, "an object")
+        return (
+            self._basename(file.get("basename"), key),
+            self._count(file.get("bytes"), f"{key}.bytes", LIMIT_BYTES),
+            self._hashes(file.get("hashes", {}), key),
+        )
 
     def _encoding(self) -> Encoding:
         names = self._get("column_names", list, "a list")
@@ -109,17 +117,17 @@ class _Entry:
             self._refuse("column_sizes", sizes, f"[{encoding.sample_bytes}], as it is {encoding}")
         return encoding
 
-    def _basename(self, name: Any) -> str:
+    def _basename(self, name: Any, key: str) -> str:
         """Return a file name that cannot lead out of the dataset."""
         if not isinstance(name, str) or not 0 < len(name) < 256 or name in (".", ".."):
-            self._refuse("raw_data.basename", name, "a file name")
+            self._refuse(f"{key}.basename", name, "a file name")
         if any(sign in name for sign in "/\\\0:") or not name.isprintable():
-            self._refuse("raw_data.basename", name, "a file name without a path")
+            self._refuse(f"{key}.basename", name, "a file name without a path")
         return name
 
-    def _hashes(self, hashes: Any) -> dict[str, str]:
+    def _hashes(self, hashes: Any, key: str) -> dict[str, str]:
         if not isinstance(hashes, dict) or not all(isinstance(v, str) for v in hashes.values()):
-            self._refuse("raw_data.hashes", hashes, "hex digests by algorithm")
+            self._refuse(f"{key}.hashes", hashes, "hex digests by algorithm")
         return hashes
 
     def _count(self, value: Any, key: str, most: int) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mpt.data.ahead import Ahead
 from mpt.data.dataset import Dataset, open_dataset
 from mpt.data.order import Order, rank_slice
 from mpt.errors import DataError
@@ -57,7 +57,9 @@ class Loader:
         # By name, so that the order of lines in the recipe has no part in the order of samples.
         streams = sorted(data.streams.items())
         self._names = [name for name, _ in streams]
-        self._datasets = [_open(Path(stream.path), model) for _, stream in streams]
+        self._datasets = [open_dataset(stream.path, data.cache) for _, stream in streams]
+        for dataset in self._datasets:
+            _check_length(dataset, model)
         self._order = Order(
             [dataset.shard_sizes for dataset in self._datasets],
             [stream.weight for _, stream in streams],
@@ -65,6 +67,8 @@ class Loader:
             seed=seed,
             shuffle=data.shuffle,
         )
+        copied = any(dataset.needs_copies for dataset in self._datasets)
+        self._copies = Ahead(self._datasets, self._order) if copied else None
         self._model = model
         self._rank, self._world_size = rank, world_size
         self._microbatch_size = microbatch_size
@@ -93,7 +97,9 @@ class Loader:
         return [_to(microbatch, self._device) for microbatch in self._ahead.pop(position).result()]
 
     def close(self) -> None:
-        """End the thread; the loader is of no use afterwards."""
+        """End the threads; the loader is of no use afterwards."""
+        if self._copies is not None:
+            self._copies.close()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Loader:
@@ -108,6 +114,8 @@ class Loader:
         self.close()
 
     def _read(self, start: int) -> list[Microbatch]:
+        if self._copies is not None:
+            self._copies.look(start)
         positions = self._order.rank_positions(start, self._rank, self._world_size)
         at = self._order.locate(positions)
         samples = np.empty((len(positions), self._model.max_seq_len), np.int64)
@@ -124,7 +132,7 @@ class Loader:
 
 
 def eval_batches(
-    path: Path,
+    dataset: Dataset,
     model: Model,
     *,
     samples: int | None,
@@ -146,7 +154,7 @@ def eval_batches(
     Raises:
         DataError: as Loader's.
     """
-    dataset = _open(path, model)
+    _check_length(dataset, model)
     n_samples = min(samples or len(dataset), len(dataset))
     share = rank_slice(n_samples, rank, world_size)
     order = Order([dataset.shard_sizes], [1.0], n_samples, seed=0, shuffle=False)
@@ -159,29 +167,29 @@ def eval_batches(
         yield _to(_cut(rows, 1, microbatch_size, pin, eod_id)[0], device)
 
 
-def _open(path: Path, model: Model) -> Dataset:
-    dataset = open_dataset(path)
+def _check_length(dataset: Dataset, model: Model) -> None:
     if dataset.sample_length != model.max_seq_len:
         raise DataError(
-            f"{path}: samples of {dataset.sample_length} tokens, but model.max_seq_len is "
-            f"{model.max_seq_len}."
+            f"{dataset.location}: samples of {dataset.sample_length} tokens, but "
+            f"model.max_seq_len is {model.max_seq_len}."
         )
-    return dataset
 
 
 def _read_checked(
     dataset: Dataset, shard: Integers, row: Integers, model: Model, name: str
 ) -> Integers:
     """Return samples (n, S), all ids within the vocabulary: on a GPU others end in a bare fault."""
-    samples = dataset.rows(shard, row)
+    try:
+        samples = dataset.rows(shard, row)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     if not len(samples) or (samples.min() >= 0 and samples.max() < model.vocab_size):
         return samples
     bad = int(np.flatnonzero(((samples < 0) | (samples >= model.vocab_size)).any(axis=1))[0])
     token = next(token for token in samples[bad].tolist() if not 0 <= token < model.vocab_size)
-    file = dataset.path / dataset.shards[int(shard[bad])].basename
     raise DataError(
-        f"{name}: {file}: row {row[bad]}: token id {token} is outside the vocabulary; "
-        f"model.vocab_size is {model.vocab_size}."
+        f"{name}: {dataset.name_of(int(shard[bad]))}: row {row[bad]}: token id {token} is "
+        f"outside the vocabulary; model.vocab_size is {model.vocab_size}."
     )
 
 

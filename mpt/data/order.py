@@ -86,6 +86,28 @@ class Order:
                 shard[mine], row[mine] = self._locate_within(number, index[mine])
         return Located(stream, shard, row)
 
+    def shards_ahead(self, start: int) -> list[tuple[int, int]]:
+        """Return (stream, shard) of the window that the batch at `start` is in, and of the next.
+
+        Those of this window come first, then those of the window after it, of each stream that
+        the batch has samples of.
+        """
+        stream, index = self._choose_streams(self.batch_positions(start))
+        found: list[tuple[int, int, int]] = []  # which window from here, stream, shard
+        for number in np.unique(stream).tolist():
+            epoch, offset = divmod(int(index[stream == number][0]), self.shard_sizes[number].sum())
+            table = self._epoch(number, int(epoch))
+            slot = int(np.searchsorted(table.starts, offset, side="right")) - 1
+            window = slot // WINDOW_SHARDS * WINDOW_SHARDS
+            here = table.shards[window : window + WINDOW_SHARDS]
+            following = table.shards[window + WINDOW_SHARDS : window + 2 * WINDOW_SHARDS]
+            if not len(following):
+                following = self._epoch(number, int(epoch) + 1).shards[:WINDOW_SHARDS]
+            found += [(0, number, shard) for shard in here.tolist()]
+            found += [(1, number, shard) for shard in following.tolist()]
+        found.sort(key=lambda entry: entry[0])
+        return list(dict.fromkeys((number, shard) for _, number, shard in found))
+
     def _choose_streams(self, positions: Integers) -> tuple[Integers, Integers]:
         """Return the stream of each position, and how many of that stream came before it.
 

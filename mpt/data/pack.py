@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpt.data.dataset import ABOUT_NAME, About
+from mpt.data.dataset import About
+from mpt.data.descriptions import ABOUT_NAME
 from mpt.data.encode import Encoded
 from mpt.data.index import INDEX_NAME, format_index
 from mpt.data.journal import Journal, Mark

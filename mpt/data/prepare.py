@@ -75,10 +75,11 @@ def prepare(
             f"{missing[0]}: not there, or not complete, and the recipe has no `prepare:` section "
             "that says how to make it."
         )
+    cache = recipe.data.cache
     return Prepared(
         tokenizer=Path(recipe.tokenizer.path),
-        streams={name: open_dataset(Path(s.path)) for name, s in recipe.data.streams.items()},
-        eval=open_dataset(Path(recipe.data.eval.path)) if recipe.data.eval else None,
+        streams={name: open_dataset(s.path, cache) for name, s in recipe.data.streams.items()},
+        eval=open_dataset(recipe.data.eval.path, cache) if recipe.data.eval else None,
         made=made,
         skipped=dict(skipped),
     )
@@ -88,7 +89,9 @@ def _missing(recipe: Recipe) -> list[Path]:
     datasets = [stream.path for stream in recipe.data.streams.values()]
     datasets += [recipe.data.eval.path] if recipe.data.eval else []
     missing = [] if os.path.isfile(recipe.tokenizer.path) else [Path(recipe.tokenizer.path)]
-    return missing + [Path(path) for path in datasets if not has_index(Path(path))]
+    return missing + [
+        Path(path) for path in datasets if not is_url(path) and not has_index(Path(path))
+    ]
 
 
 def _plan(recipe: Recipe, source: section.Prepare, watch: Watch, workers: int) -> Plan:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,16 @@ class Encoding:
 
 
 @dataclass(frozen=True)
+class ZippedFile:
+    """What index.json says about the file that a shard is compressed in, by zstd."""
+
+    basename: str
+    file_bytes: int
+    hashes: dict[str, str]
+    """Hex digest of the compressed file by algorithm."""
+
+
+@dataclass(frozen=True)
 class ShardInfo:
     """What index.json says about one shard."""
 
@@ -78,6 +88,18 @@ class ShardInfo:
     encoding: Encoding
     hashes: dict[str, str]
     """Hex digest of the file by algorithm."""
+    zipped: ZippedFile | None = None
+    """The file that lies in the dataset instead, where the shard is compressed."""
+
+    @property
+    def stored(self) -> ShardInfo | ZippedFile:
+        """The file that lies in the dataset."""
+        return self.zipped or self
+
+    @property
+    def copy_bytes(self) -> int:
+        """What making a copy takes: both files, for a moment, where the shard is compressed."""
+        return self.file_bytes + (self.zipped.file_bytes if self.zipped else 0)
 
 
 def shard_config(
@@ -133,15 +155,19 @@ def write_shard(
 class Shard:
     """A shard file, memory-mapped and checked; closed when the last reference goes."""
 
-    def __init__(self, path: Path, info: ShardInfo) -> None:
+    def __init__(self, path: Path | str, info: ShardInfo, copy: BinaryIO | None = None) -> None:
         """Map a file.
+
+        Args:
+            path: what to map, and what messages call it.
+            copy: map this open file instead. The map shares its lock, until the last view goes.
 
         Raises:
             DataError: missing, or not a shard, or not the one that `info` describes.
         """
         self._path = path
         self._encoding = info.encoding
-        self._bytes = _map(path, info.file_bytes)
+        self._bytes = _map(path, info.file_bytes, copy)
         self._offsets = self._read_offsets(info.samples)
         self._check_header()
         self._table = self._view_fixed()
@@ -248,12 +274,12 @@ def _encode(tokens: NDArray[Any], encoding: Encoding) -> bytes:
     return len(payload).to_bytes(4, "little") + payload
 
 
-def _map(path: Path, expected_bytes: int) -> NDArray[np.uint8]:
+def _map(path: Path | str, expected_bytes: int, copy: BinaryIO | None) -> NDArray[np.uint8]:
     """Map a regular file of the size that the index states; nothing is read yet."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        if copy is None and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe: waits for ever
             raise DataError(f"{path}: not a regular file.")
-        with path.open("rb") as file:
+        with copy or Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected_bytes or size < 8:
                 raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mpt.recipe.problem import Problem
@@ -22,7 +22,7 @@ class Tokenizer:
 @dataclass(frozen=True, kw_only=True)
 class Stream:
     path: str
-    """A directory of MDS shards with an index.json."""
+    """A directory of MDS shards with an index.json, or its URL: `https://`, `s3://`, `hf://`."""
     weight: float = 1.0
     """Share of the samples, relative to the other streams."""
 
@@ -30,7 +30,35 @@ class Stream:
 @dataclass(frozen=True, kw_only=True)
 class EvalData:
     path: str
-    """A directory of MDS shards that training never reads."""
+    """A directory of MDS shards that training never reads, or its URL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Where each node keeps shards of remote streams, and shards it has decompressed."""
+
+    dir: str = "~/.cache/mpt"
+    """On a disk of the node: the ranks of a node share it by file locks."""
+    limit_bytes: int | None = None
+    """When there are more bytes, the shards used longest ago go; none that is in use. Null: never.
+    """
+    timeout_s: float = 20.0
+    """A server that is silent for so long has failed; the request is made again."""
+    deadline_s: float = 45.0
+    """For one shard, all attempts together; then training stops with an error. Below
+    launch.hang.min_s, or a step that waits for data would be taken for one that hangs."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong within this section."""
+        yield from _empty("data.cache.dir", self.dir)
+        if "://" in self.dir:
+            yield Problem("data.cache.dir", f"{self.dir!r} is a URL.", "name a local directory.")
+        for key in ("limit_bytes", "timeout_s", "deadline_s"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                yield Problem(f"data.cache.{key}", f"{value} is not positive.")
+        if self.timeout_s == float("inf"):
+            yield Problem("data.cache.timeout_s", "is infinite.", "use 20.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +70,10 @@ class Data:
     shuffle: bool = True
     """Shuffle shards, and samples within windows of shards, anew each epoch."""
     verify: bool = True
-    """Check each training shard against its recorded hash before the first step."""
+    """Check each shard against its recorded hash before the first step. Remote ones are checked
+    when they are fetched, always.
+    """
+    cache: Cache = field(default_factory=Cache)
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong within this section."""
@@ -50,6 +81,7 @@ class Data:
             yield Problem("data.streams", "no stream is named.", "name at least one.")
         if self.eval is not None:
             yield from _empty("data.eval.path", self.eval.path)
+        yield from self.cache.problems()
         for name, stream in self.streams.items():
             yield from _empty(f"data.streams.{name}.path", stream.path)
             if not 0.0 < stream.weight < float("inf"):

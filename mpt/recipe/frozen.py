@@ -44,6 +44,7 @@ def absolute(recipe: Recipe) -> Recipe:
     data = recipe.data
     streams = {n: replace(s, path=_absolute(s.path)) for n, s in data.streams.items()}
     held_out = data.eval and replace(data.eval, path=_absolute(data.eval.path))
+    cache = replace(data.cache, dir=_absolute(data.cache.dir))
     prepare = recipe.prepare
     if prepare is not None and prepare.source != "python-stdlib":
         prepare = replace(prepare, source=_absolute(prepare.source))
@@ -52,7 +53,7 @@ def absolute(recipe: Recipe) -> Recipe:
         recipe,
         train=replace(recipe.train, init_from=begins and _absolute(begins)),
         tokenizer=replace(recipe.tokenizer, path=_absolute(recipe.tokenizer.path)),
-        data=replace(data, streams=streams, eval=held_out),
+        data=replace(data, streams=streams, eval=held_out, cache=cache),
         prepare=prepare,
     )
 

@@ -59,6 +59,14 @@ class Recipe:
         for name, stream in self.data.streams.items():
             if held_out is not None and held_out.path == stream.path:
                 yield Problem("data.eval.path", f"is also the path of the stream {name!r}.")
+        remote = any("://" in stream.path for stream in self.data.streams.values())
+        if remote and not self.data.cache.deadline_s < self.launch.hang.min_s:
+            yield Problem(
+                "data.cache.deadline_s",
+                f"{self.data.cache.deadline_s:g} is not below launch.hang.min_s "
+                f"{self.launch.hang.min_s:g}: a step that waits for data would be killed as one "
+                "that hangs.",
+            )
         if self.prepare is not None and len(self.data.streams) != 1:
             yield Problem(
                 "prepare",

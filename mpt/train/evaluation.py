@@ -38,12 +38,11 @@ def evaluation(
     """Return the function that evaluates, or None where no data is held out."""
     if cfg.data.eval is None:
         return None
-    path = Path(cfg.data.eval.path)
-    tokens_per_byte = open_dataset(path).tokens_per_byte
+    dataset = open_dataset(cfg.data.eval.path, cfg.data.cache)
 
     def run(step: int) -> HeldOut | None:
         batches = eval_batches(
-            path,
+            dataset,
             cfg.model,
             microbatch_size=microbatch_size,
             rank=ranks.rank,
@@ -62,7 +61,8 @@ def evaluation(
         )
         if loss is None:
             return None
-        return loss, None if tokens_per_byte is None else bits_per_byte(loss, tokens_per_byte)
+        rate = dataset.tokens_per_byte
+        return loss, None if rate is None else bits_per_byte(loss, rate)
 
     return run
 

@@ -16,7 +16,6 @@ from typing import Any
 from mpt import recipe
 from mpt.checkpoint.layout import committed, model_of, newest, read_manifest, step_of
 from mpt.data.dataset import check_dataset, open_dataset, verify
-from mpt.data.index import INDEX_NAME
 from mpt.data.plan import Watch
 from mpt.data.prepare import prepare
 from mpt.errors import EXIT_DONE, DataError, UsageError
@@ -34,6 +33,8 @@ from mpt.tokenizer import load_tokenizer
 FIXED_FOR_A_RUN = ("run", "seed", "model.", "data.", "train.global_batch_size")
 """Keys, or beginnings of keys, that a run keeps: its weights and sample order hang on them. Paths
 may change: what lies there is known by its hash."""
+MAY_CHANGE = ("data.verify", "data.cache.")
+"""Those among them that weights and sample order do not hang on."""
 
 Tell = Callable[[str], None]
 Progress = Callable[[], AbstractContextManager[Watch]]
@@ -158,7 +159,9 @@ def _changes(cfg: Recipe, run_dir: Path) -> dict[str, tuple[object, object]]:
     refused = [
         f"{key}: {old!r} in the run, {new!r} now"
         for key, (old, new) in changes.items()
-        if key.startswith(FIXED_FOR_A_RUN) and not key.endswith((".path", "data.verify"))
+        if key.startswith(FIXED_FOR_A_RUN)
+        and not key.startswith(MAY_CHANGE)
+        and not key.endswith(".path")
     ]
     if refused:
         raise UsageError(
@@ -207,11 +210,12 @@ def _check_data(cfg: Recipe) -> dict[str, str]:
     if cfg.data.eval is not None:
         paths["eval"] = cfg.data.eval.path
     for name, path in paths.items():
-        dataset = open_dataset(Path(path))
+        dataset = open_dataset(path, cfg.data.cache)
         check_dataset(dataset, cfg.model, tokenizer)
-        if cfg.data.verify and (faults := verify(dataset)):
+        # A remote shard is verified when it is fetched: to fetch all now could take days.
+        if cfg.data.verify and not dataset.is_remote and (faults := verify(dataset)):
             raise DataError("; ".join(faults))
-        found[name] = hash_file(Path(path) / INDEX_NAME)
+        found[name] = dataset.index_sha256
     return found
 
 

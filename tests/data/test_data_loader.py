@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mpt.data.dataset import open_dataset
 from mpt.data.loader import Loader, eval_batches
 from mpt.errors import DataError
 from mpt.ledger import Ledger, RolledBack
@@ -178,7 +179,13 @@ def test_a_token_outside_the_vocabulary_is_named_with_stream_shard_and_row(data:
 def test_a_negative_token_is_outside_the_vocabulary_too(tmp_path: Path) -> None:
     write_dataset(tmp_path / "x", np.array([[1, -2, 3, 4]]), dtype="int16")
     batches = eval_batches(
-        tmp_path / "x", MODEL, samples=None, microbatch_size=1, rank=0, world_size=1, device=CPU
+        open_dataset(tmp_path / "x"),
+        MODEL,
+        samples=None,
+        microbatch_size=1,
+        rank=0,
+        world_size=1,
+        device=CPU,
     )
     with pytest.raises(DataError, match="row 0: token id -2 is outside"):
         next(batches)
@@ -211,7 +218,7 @@ def test_ranks_together_evaluate_the_first_samples_in_file_order(
     batches = [
         list(
             eval_batches(
-                Path(data.streams["b"].path),
+                open_dataset(data.streams["b"].path),
                 MODEL,
                 samples=samples,
                 microbatch_size=2,
@@ -237,7 +244,7 @@ def test_a_document_ends_with_its_last_token(tmp_path: Path) -> None:
     with loader_for(data, global_batch_size=3, microbatch_size=2, eod_id=9) as loader:
         found = loader.next(0)
     held_out = eval_batches(
-        tmp_path / "a",
+        open_dataset(tmp_path / "a"),
         MODEL,
         samples=None,
         microbatch_size=2,

@@ -173,6 +173,29 @@ def test_a_reader_needs_only_a_window_of_shards_at_a_time() -> None:
         assert len(np.unique(window)) <= WINDOW_SHARDS
 
 
+@given(STREAMS, SEEDS, st.booleans(), st.integers(0, 400))
+@settings(deadline=None)
+def test_a_batch_needs_only_shards_that_the_look_ahead_named(
+    streams: list[list[int]], seed: int, shuffle: bool, start: int
+) -> None:
+    order = order_of(streams, seed=seed, shuffle=shuffle, global_batch_size=1)
+    needed = triples(order, order.batch_positions(start))[:, :2].tolist()
+    assert {tuple(pair) for pair in needed} <= set(order.shards_ahead(start))
+
+
+def test_the_look_ahead_names_this_window_and_then_the_next_also_over_the_end_of_an_epoch() -> None:
+    n = 3 * WINDOW_SHARDS
+    order = order_of([[5] * n], global_batch_size=1)
+    windows = [order.shards_ahead(5 * WINDOW_SHARDS * number) for number in range(4)]
+    assert windows[0][WINDOW_SHARDS:] == windows[1][:WINDOW_SHARDS]
+    assert windows[1][WINDOW_SHARDS:] == windows[2][:WINDOW_SHARDS]
+    assert set(windows[2]) >= set(windows[3][:WINDOW_SHARDS])  # of the next epoch
+    read = triples(order, np.arange(5 * WINDOW_SHARDS))[:, 1]
+    assert {shard for _, shard in windows[0][:WINDOW_SHARDS]} == set(read.tolist())
+    first_three = [pair for window in windows[:3] for pair in window[:WINDOW_SHARDS]]
+    assert sorted(first_three) == [(0, shard) for shard in range(n)]
+
+
 def test_unshuffled_is_file_order() -> None:
     at = order_of([[3, 0, 2]], shuffle=False).locate(np.arange(7, dtype=np.int64))
     assert at.shard.tolist() == [0, 0, 0, 2, 2, 0, 0]

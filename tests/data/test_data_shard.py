@@ -195,11 +195,9 @@ def test_a_dataset_fits_only_its_own_tokenizer_and_sample_length(tmp_path: Path)
     check_dataset(open_dataset(tmp_path / "set"), small_model(4), tokenizer)
 
 
-def test_no_dataset_and_remote_ones_are_named_as_such(tmp_path: Path) -> None:
+def test_no_dataset_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"it has no index\.json"):
         open_dataset(tmp_path)
-    with pytest.raises(DataError, match="remote datasets are not read yet"):
-        open_dataset(Path("s3://bucket/set"))
 
 
 def test_tokens_per_byte_counts_the_tokens_of_the_text(tmp_path: Path) -> None:

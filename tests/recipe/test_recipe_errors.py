@@ -140,6 +140,21 @@ def test_a_wrong_value_is_named_with_its_place(old: str, new: str, line: str) ->
     assert found[0].startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("dir: ''", "data.cache.dir: is an empty path"),
+        ("dir: s3://x", "data.cache.dir: 's3://x' is a URL"),
+        ("limit_bytes: 0", "data.cache.limit_bytes: 0 is not positive"),
+        ("timeout_s: .inf", "data.cache.timeout_s: is infinite"),
+        ("deadline_s: -1", "data.cache.deadline_s: -1.0 is not positive"),
+    ],
+)
+def test_what_is_wrong_with_the_cache_is_named(setting: str, words: str) -> None:
+    (found,) = problems(tiny("data:\n", "data:\n  cache: {" + setting + "}\n"))
+    assert words in found
+
+
 def test_arithmetic_is_checked_only_when_the_types_are_right_and_then_all_of_it() -> None:
     two = tiny("n_heads: 8", "n_heads: 7").replace("steps: 300", "steps: 0")
     assert [line.split(": ")[1] for line in problems(two)] == [
@@ -339,3 +354,11 @@ def test_a_hundred_problems_are_shown_and_the_rest_counted() -> None:
     found = problems(TINY + "".join(f"k{i}: 1\n" for i in range(500)))
     assert len(found) == 101
     assert found[-1] == " and 400 problems more."
+
+
+def test_waiting_for_data_must_not_look_like_a_hang() -> None:
+    remote = TINY.replace("path: data/stdlib/train", "path: https://example.org/x")
+    assert problems(remote) == []
+    (line,) = problems(remote, "launch.hang.min_s=30")
+    assert "data.cache.deadline_s: 45 is not below launch.hang.min_s 30" in line
+    assert problems(TINY, "launch.hang.min_s=30") == []

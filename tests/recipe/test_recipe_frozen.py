@@ -74,16 +74,25 @@ def test_paths_become_absolute_and_urls_stay(
     original = tiny(
         "tokenizer.path=~/t.model",
         "data.streams.stdlib.path=s3://bucket/x",
+        "data.cache.dir=~/copies",
         "prepare.source=../text",
     )
     got = frozen(original, tmp_path)
     assert got.tokenizer.path == "/home/someone/t.model"
+    assert got.data.cache.dir == "/home/someone/copies"
     assert got.data.streams["stdlib"].path == "s3://bucket/x"
     assert got.data.eval is not None
     assert got.data.eval.path == str(tmp_path / "data/stdlib/eval")
     assert got.prepare is not None
     assert got.prepare.source == str(tmp_path.parent / "text")
     assert recipe.absolute(tiny()).prepare == tiny().prepare  # python-stdlib is not a path
+
+
+def test_a_url_is_frozen_to_the_letter(tmp_path: Path) -> None:
+    url = "https://me:word@host/held%20out/../x?sig=a%2Fb"
+    held_out = frozen(tiny(f"data.eval.path={url}"), tmp_path).data.eval
+    assert held_out is not None
+    assert held_out.path == url
 
 
 def test_a_frozen_recipe_is_complete_or_not_there(

@@ -1,0 +1,59 @@
+"""A stream in a bucket, on a real S3-compatible server, where moto and s3fs are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mpt.data.dataset import open_dataset, verify
+from mpt.errors import DataError
+from mpt.recipe.data import Cache
+from tests.data.faults import compress, small_dataset
+
+pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
+s3fs = pytest.importorskip("s3fs", reason="pip install s3fs")
+pytestmark = pytest.mark.filterwarnings("default")  # those of boto are not ours
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of an empty bucket on a server of this test's own."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for key, value in {
+        "AWS_ACCESS_KEY_ID": "none",
+        "AWS_SECRET_ACCESS_KEY": "none",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "no_proxy": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir(name := f"bucket-{port}")  # moto's servers share their buckets
+    yield name
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_stream_in_a_bucket_is_read_and_a_missing_shard_is_named(
+    tmp_path: Path, bucket: str, zipped: bool
+) -> None:
+    small_dataset(tmp_path / "set")
+    if zipped:
+        compress(tmp_path / "set")
+    s3fs.S3FileSystem().put(f"{tmp_path}/set/", f"{bucket}/set/", recursive=True)
+    dataset = open_dataset(f"s3://{bucket}/set", Cache(dir=f"{tmp_path}/cache"))
+    assert verify(dataset) == []
+    assert dataset.open_shard(2).sample(0).tolist() == [56, 57, 58, 59]
+    name = dataset.shards[1].stored.basename
+    s3fs.S3FileSystem().rm(f"{bucket}/set/{name}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    dataset.store.path_of(dataset.shards[1]).unlink()
+    with pytest.raises(DataError, match=rf"s3://{bucket}/set/{name}: cannot be fetched: FileNot"):
+        dataset.open_shard(1)

@@ -22,6 +22,7 @@ from mpt.hf.gguf_tokens import Vocabulary, vocabulary
 from mpt.hf.load import check_shapes
 from mpt.recipe.model import Model
 from mpt.storage import atomic_write, fsync_dir
+from mpt.tokenizer import Tokenizer, load_tokenizer
 
 SUFFIX = ".gguf"
 
@@ -68,7 +69,8 @@ def export_gguf(
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     try:
-        proof = _write_proved(library, partial, weights, model, words, dtype)
+        tokenizer = None if tokenizer_file is None else load_tokenizer(tokenizer_file)
+        proof = _write_proved(library, partial, weights, model, words, dtype, tokenizer)
         if card is not None and file != out:
             atomic_write(out / CARD_FILE, card(str(proof)))
         partial.rename(file)
@@ -153,7 +155,7 @@ def _refuse_taken(out: Path, file: Path, overwrite: bool) -> None:
         taken = bool(there)
     if taken and (foreign or not overwrite):
         what = "holds what is of no such export" if foreign else "is there already"
-        raise UsageError(f"{out}: {what}; name a new file or directory, or overwrite it.")
+        raise UsageError(f"{out}: {what}; name a new file or directory, or say --overwrite.")
 
 
 def _is_gguf(path: Path) -> bool:
@@ -170,11 +172,12 @@ def _write_proved(
     model: Model,
     words: Vocabulary | None,
     dtype: Dtype,
+    tokenizer: Tokenizer | None,
 ) -> GgufProof:
     plan = _Plan(weights, TORCH_DTYPES[dtype])
     said = _write(library, path, plan, model, words, dtype)
     names = {gguf_name(name): name for name in plan.names}
-    return prove(library, path, said, names, plan.read, model)
+    return prove(library, path, said, names, plan.read, model, tokenizer)
 
 
 def _write(

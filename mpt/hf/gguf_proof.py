@@ -14,15 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpt.errors import ExportError
+from mpt.hf.gguf_read import ids_of
 from mpt.hf.load import build_network
+from mpt.hf.prove import HARD_TEXTS
 from mpt.recipe.budget import n_parameters
 from mpt.recipe.model import Model
+from mpt.tokenizer import SPACE_MARK, Tokenizer
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, in fp32 on both sides, up to logits of 100."""
 
 _PROOF_BYTES = 2 << 30  # of fp32 weights; a larger model is compared as far up as that
 _SAMPLES, _LENGTH = 2, 256
+_PROMPT, _GREEDY = 8, 16
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class GgufProof:
     """Of the model whose logits were compared: a large one's first blocks, then norm and head."""
     n_tokens: int
     """Positions whose logits were compared."""
+    n_greedy: int
+    """Tokens that the file's forward pass continues with, each of them our likeliest."""
+    n_texts: int
+    """Texts whose ids, read by the file's own vocabulary, are the tokenizer's; 0 without one."""
     max_difference: float
     """Largest absolute difference of a logit."""
     tanh_gelu_difference: float
@@ -45,7 +53,9 @@ class GgufProof:
             f"The file was read back: {self.n_tensors} tensors, equal bit for bit. A plain forward "
             f"pass over them by llama.cpp's definition of MPT gives our logits of {self.n_blocks} "
             f"blocks at {self.n_tokens} positions to {self.max_difference:.1e}, and to "
-            f"{self.tanh_gelu_difference:.1e} with the tanh form of gelu that llama.cpp uses."
+            f"{self.tanh_gelu_difference:.1e} with the tanh form of gelu that llama.cpp uses; "
+            f"{self.n_greedy} greedy tokens are the same, and so are the ids of {self.n_texts} "
+            "texts read by the file's own vocabulary."
         )
 
 
@@ -56,8 +66,11 @@ def prove(
     names: Mapping[str, str],
     meant: Callable[[str], Tensor],
     model: Model,
+    tokenizer: Tokenizer | None,
 ) -> GgufProof:
     """Read a file back, compare its tensors and, computed from them and its metadata, its logits.
+
+    Also what it continues with, and the ids that its vocabulary gives to texts.
 
     Args:
         said: the metadata, by key.
@@ -67,7 +80,52 @@ def prove(
     Raises:
         ExportError: if there is a difference that rounding does not make.
     """
-    reader = library.GGUFReader(path)
+    values, stored = _read_back(library.GGUFReader(path), path, said, names, meant)
+    small = _first_blocks(model)
+    generator = torch.Generator().manual_seed(0)
+    length = min(model.max_seq_len, _LENGTH)
+    tokens = torch.randint(model.vocab_size, (_SAMPLES, length), generator=generator)
+    with torch.inference_mode():
+        network = build_network(small, lambda name: meant(name).float())
+        ours: Tensor = network(tokens)
+
+        def read(name: str) -> Tensor | None:
+            return _tensor(path, stored[name]).float() if name in stored else None
+
+        file = _File(values, read)
+        same_gelu = "tanh" if model.act_fn == "gelu_tanh" else "none"
+        difference = _largest(file.logits(tokens, small.n_layers, same_gelu) - ours)
+        with_tanh = _largest(file.logits(tokens, small.n_layers, "tanh") - ours)
+        greedy = _continue(tokens[:1], lambda text: file.logits(text, small.n_layers, same_gelu))
+        answer: Tensor = network(greedy)[0, :-1]
+    limit = TOLERANCE * max(1.0, _largest(ours) / 100)
+    if not difference < limit:  # also when it is NaN
+        raise ExportError(
+            f"{path}: is wrong: logits computed from it differ from ours by {difference:.3g}."
+        )
+    begun = _begin(tokens)
+    chosen = answer[begun - 1 :].gather(1, greedy[0, begun:, None]).squeeze(1)
+    if not bool((chosen >= answer[begun - 1 :].max(dim=1).values - limit).all()):
+        raise ExportError(f"{path}: is wrong: what it continues with is not our likeliest token.")
+    return GgufProof(
+        len(stored),
+        small.n_layers,
+        tokens.numel(),
+        len(chosen),
+        0 if tokenizer is None else _compare_ids(path, values, tokenizer),
+        difference,
+        with_tanh,
+    )
+
+
+def _read_back(
+    reader: Any,
+    path: Path,
+    said: Mapping[str, Any],
+    names: Mapping[str, str],
+    meant: Callable[[str], Tensor],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the metadata and the tensors of a file, having found them as they should be."""
     values = {key: field.contents() for key, field in reader.fields.items() if "." in key}
     values = {key: value for key, value in values.items() if not key.startswith("GGUF.")}
     if wrong := sorted(key for key in values.keys() | said if not _same(key, values, said)):
@@ -79,26 +137,32 @@ def prove(
         tensor, wanted = _tensor(path, stored[there]), meant(here)
         if tensor.dtype != wanted.dtype or not torch.equal(_bits(tensor), _bits(wanted)):
             raise ExportError(f"{path}: {there} was not written as it should be.")
-    small = _first_blocks(model)
-    generator = torch.Generator().manual_seed(0)
-    length = min(model.max_seq_len, _LENGTH)
-    tokens = torch.randint(model.vocab_size, (_SAMPLES, length), generator=generator)
-    with torch.inference_mode():
-        ours: Tensor = build_network(small, lambda name: meant(name).float())(tokens)
+    return values, stored
 
-        def read(name: str) -> Tensor | None:
-            return _tensor(path, stored[name]).float() if name in stored else None
 
-        file = _File(values, read)
-        same_gelu = "tanh" if model.act_fn == "gelu_tanh" else "none"
-        difference = _largest(file.logits(tokens, small.n_layers, same_gelu) - ours)
-        with_tanh = _largest(file.logits(tokens, small.n_layers, "tanh") - ours)
-    limit = TOLERANCE * max(1.0, _largest(ours) / 100)
-    if not difference < limit:  # also when it is NaN
-        raise ExportError(
-            f"{path}: is wrong: logits computed from it differ from ours by {difference:.3g}."
-        )
-    return GgufProof(len(stored), small.n_layers, tokens.numel(), difference, with_tanh)
+def _begin(tokens: Tensor) -> int:
+    """How many tokens a greedy text begins with."""
+    return max(1, min(_PROMPT, tokens.shape[1] // 2))
+
+
+def _continue(tokens: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a beginning of (1, S) tokens with what `logits` find likeliest: at most (1, S)."""
+    begun = _begin(tokens)
+    text = tokens[:, :begun]
+    for _ in range(min(_GREEDY, tokens.shape[1] - begun)):
+        text = torch.cat([text, logits(text)[:, -1:].argmax(dim=-1)], dim=1)
+    return text
+
+
+def _compare_ids(path: Path, values: Mapping[str, Any], tokenizer: Tokenizer) -> int:
+    """Return how many texts have the tokenizer's ids by the file's vocabulary."""
+    by_pieces = values["tokenizer.ggml.model"] == "llama"
+    # llama.cpp reads that mark as a space, which a note of the export says.
+    texts = [text for text in HARD_TEXTS if not (by_pieces and SPACE_MARK in text)]
+    for text in texts:
+        if ids_of(values, text) != tokenizer.encode(text):
+            raise ExportError(f"{path}: is wrong: its vocabulary gives other ids for {text!r}.")
+    return len(texts)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ _PROMPT, _GENERATED = 8, 32  # tokens
 _BLOCK_ROWS = 4096
 """Rows compared at a time."""
 
-_HARD_TEXTS = (
+HARD_TEXTS = (
     "def main(argv):\n    return [x for x in argv if x]\n",
     "\t\tif a  ==  b:\r\n\n\n",
     "  leading and trailing  ",
@@ -250,7 +250,7 @@ def _compare_tokenizers(out_dir: Path, ours: Tokenizer, answer: _Answer) -> int:
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(out_dir, local_files_only=True, trust_remote_code=False)
-    for text in _HARD_TEXTS:
+    for text in HARD_TEXTS:
         ids = ours.encode(text)
         if theirs.encode(text) != ids or theirs.decode(ids) != text:
             raise ExportError(f"the export is wrong: AutoTokenizer gives other ids for {text!r}.")
@@ -259,7 +259,7 @@ def _compare_tokenizers(out_dir: Path, ours: Tokenizer, answer: _Answer) -> int:
     text = ours.decode(ids)
     if "\ufffd" not in text and theirs.decode(ids, skip_special_tokens=True) != text:
         raise ExportError(f"the export is wrong: AutoTokenizer gives other text for ids {ids}.")
-    return len(_HARD_TEXTS) + ("\ufffd" not in text)
+    return len(HARD_TEXTS) + ("\ufffd" not in text)
 
 
 @contextmanager

@@ -20,10 +20,11 @@ import torch
 from mpt import sentencepiece_file
 from mpt.checkpoint.weights import Weights
 from mpt.errors import CheckpointError, DataError, ExportError, UsageError
-from mpt.hf import gguf_proof
+from mpt.hf import gguf_proof, prove
 from mpt.hf.card import CARD_MARK
 from mpt.hf.gguf import export_gguf
 from mpt.hf.gguf_names import gguf_name, unsupported_by_gguf
+from mpt.hf.gguf_read import ids_of
 from mpt.hf.gguf_tokens import vocabulary
 from mpt.hf.load import build_network
 from mpt.model.network import MPT
@@ -284,10 +285,10 @@ def test_metadata_that_is_not_what_was_meant_is_noticed(
     values, _ = content(path)
     said = {key: value for key, value in values.items() if not key.startswith("GGUF.")}
     names = {gguf_name(name): name for name in weights.shapes}
-    gguf_proof.prove(gguf, path, said, names, weights.read, BASE)
+    gguf_proof.prove(gguf, path, said, names, weights.read, BASE, None)
     for wrong in (said | {"mpt.block_count": 3}, said | {"mpt.x": 1}, dict(list(said.items())[1:])):
         with pytest.raises(ExportError, match="its metadata was not written"):
-            gguf_proof.prove(gguf, path, wrong, names, weights.read, BASE)
+            gguf_proof.prove(gguf, path, wrong, names, weights.read, BASE, None)
 
 
 def test_a_model_that_llama_cpp_would_compute_otherwise_does_not_pass_the_proof(
@@ -300,7 +301,38 @@ def test_a_model_that_llama_cpp_would_compute_otherwise_does_not_pass_the_proof(
     names = {gguf_name(name): name for name in weights.shapes}
     for change in ({"softmax_scale": 0.3}, {"final_logit_softcapping": 3.0}, {"act_fn": "silu"}):
         with pytest.raises(ExportError, match="differ from ours"):
-            gguf_proof.prove(gguf, path, said, names, weights.read, replace(BASE, **change))
+            gguf_proof.prove(gguf, path, said, names, weights.read, replace(BASE, **change), None)
+
+
+def test_what_a_file_continues_with_and_the_ids_it_gives_to_texts_are_proved(
+    tmp_path: Path, make_weights: MakeWeights, tokenizer_file: Path
+) -> None:
+    path, weights = tmp_path / "m.gguf", make_weights(BASE)
+    done = export_gguf(weights, BASE, tokenizer_file, path, dtype="fp32", overwrite=False)
+    assert isinstance(done.proof, gguf_proof.GgufProof)
+    assert done.proof.n_greedy == 16
+    assert done.proof.n_texts == len(prove.HARD_TEXTS) - 1  # one has a mark that is read as a space
+    said = {key: value for key, value in content(path)[0].items() if not key.startswith("GGUF.")}
+    names = {gguf_name(name): name for name in weights.shapes}
+    other = load_tokenizer(byte_level(tmp_path))
+    with pytest.raises(ExportError, match="its vocabulary gives other ids"):
+        gguf_proof.prove(gguf, path, said, names, weights.read, BASE, other)
+
+
+def test_a_vocabulary_alone_gives_the_ids_of_the_tokenizer(
+    tmp_path: Path, make_weights: MakeWeights, tokenizer_file: Path
+) -> None:
+    for file in (tokenizer_file, byte_level(tmp_path)):
+        out = tmp_path / f"m{file.suffix}.gguf"
+        export_gguf(make_weights(BASE), BASE, file, out, dtype="fp16", overwrite=False)
+        values, ours = content(out)[0], load_tokenizer(file)
+        by_pieces = values["tokenizer.ggml.model"] == "llama"
+        mine = [text for text in HARD_TEXTS if not (by_pieces and "\u2581" in text)]
+        assert len(mine) > 200
+        assert [ids_of(values, text) for text in mine] == [ours.encode(text) for text in mine]
+        key = "tokenizer.ggml.scores" if by_pieces else "tokenizer.ggml.merges"
+        changed = values | {key: values[key][::-1]}
+        assert any(ids_of(changed, text) != ours.encode(text) for text in mine)
 
 
 def test_a_large_model_is_compared_by_its_first_blocks(
@@ -320,7 +352,7 @@ MEASURE = """
 import struct, sys
 from pathlib import Path
 from mpt.checkpoint.weights import gather, pieces_in
-from mpt.hf import gguf_proof
+from mpt.hf import gguf_proof, prove
 from mpt.hf.gguf import export_gguf
 from mpt.hf.names import shapes_of
 from mpt.recipe.model import Model

@@ -70,15 +70,16 @@ def stopped_prepare(
         process.communicate()
 
 
-def children_of(parent: int) -> list[int]:
-    """Return the processes that a process has started."""
+def workers_of(parent: int) -> list[int]:
+    """Return the processes that a process has started to tokenize; it may have others."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_bytes()
         except OSError:  # it ended
             continue
-        if int(fields[1]) == parent and fields[0] != "Z":
+        if int(fields[1]) == parent and fields[0] != "Z" and b"mpt.data.worker" in command:
             found.append(int(folder.name))
     return found
 

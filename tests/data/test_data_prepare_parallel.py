@@ -27,7 +27,7 @@ from tests.data.cases import (
     write_texts,
     write_tokenizer,
 )
-from tests.data.processes import Watched, children_of, stopped_prepare
+from tests.data.processes import Watched, stopped_prepare, workers_of
 
 
 @pytest.fixture
@@ -49,23 +49,23 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
     prepare(
         recipe_for(tmp_path / "many", corpus),
         workers=workers,
-        progress=lambda _: seen.update(children_of(os.getpid())),
+        progress=lambda _: seen.update(workers_of(os.getpid())),
     )
     assert len(seen) == workers
     assert files_of(tmp_path / "many") == files_of(tmp_path / "one")
-    assert not seen & set(children_of(os.getpid()))
+    assert not seen & set(workers_of(os.getpid()))
 
 
 def test_one_batch_starts_no_process(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mpt.data.batches.BATCH_CHARACTERS", 1 << 20)
-    before = set(children_of(os.getpid()))
+    before = set(workers_of(os.getpid()))
     seen: set[int] = set()
     prepare(
         recipe_for(tmp_path / "out", corpus),
         workers=2,
-        progress=lambda _: seen.update(children_of(os.getpid())),
+        progress=lambda _: seen.update(workers_of(os.getpid())),
     )
     assert seen <= before
 
@@ -78,12 +78,12 @@ def test_a_worker_that_is_killed_ends_the_call_and_the_next_one_goes_on(
 
     def kill_workers(seen: Progress) -> None:
         if seen.tokens > 1500:
-            for worker in children_of(os.getpid()):
+            for worker in workers_of(os.getpid()):
                 os.kill(worker, signal.SIGKILL)
 
     with pytest.raises(DataError, match=r"\.txt to .*\.txt: the process .* was killed by signal 9"):
         prepare(recipe, workers=2, progress=kill_workers)
-    assert children_of(os.getpid()) == []
+    assert workers_of(os.getpid()) == []
     assert (tmp_path / "out" / "train.partial" / "shard.00000.mds").exists()
     prepare(recipe, workers=2)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "clean")
@@ -95,7 +95,7 @@ def test_workers_end_with_the_process_that_started_them(
 ) -> None:
     with stopped_prepare(tmp_path / "out", corpus, workers=2) as process:
         assert process is not None
-        children = children_of(process.pid)
+        children = workers_of(process.pid)
         assert len(children) == 2
         watched = Watched(children)
         process.send_signal(sent)
@@ -111,7 +111,7 @@ def test_workers_that_cannot_be_started_are_an_error_that_leaves_none(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     with pytest.raises(DataError, match=r"process 1 of 2 cannot be started: .*fewer --workers"):
         prepare(recipe_for(tmp_path / "out", corpus), workers=2)
-    assert children_of(os.getpid()) == []
+    assert workers_of(os.getpid()) == []
 
 
 def test_workers_import_no_torch() -> None:

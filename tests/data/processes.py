@@ -39,6 +39,8 @@ def watch(seen):
     if seen.tokens > 2500 and not at_sync:
         stop()
 
+# Who starts tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.fsync = counted
 prepare(recipe_for(Path(sys.argv[2]), sys.argv[3]), progress=watch, workers=workers)
 print("done", flush=True)

@@ -21,7 +21,8 @@ from mpt.model.cache import Cache
 from mpt.model.embedding import look_up
 from mpt.model.head import LogitForm, summed_loss
 from mpt.model.position import alibi_slopes, places, rotate, rotations
-from mpt.model.recompute import Recompute, recomputed
+from mpt.model.recompute import recomputed
+from mpt.recipe.activations import Recompute
 from mpt.recipe.layers import Layer
 from mpt.recipe.model import Activation, Model
 from mpt.state import Loss

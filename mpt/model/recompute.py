@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.checkpoint import (
@@ -13,9 +13,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-Recompute = Literal["none", "selective", "full"]
-"""none keeps all; selective keeps what matrix products and fused attention give, and makes norms,
-activations and the like again; full keeps a block's input alone and runs the block again."""
+from mpt.recipe.activations import Recompute
 
 T = TypeVar("T")
 

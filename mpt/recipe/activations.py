@@ -11,6 +11,8 @@ from mpt.recipe.size import kinds, qkv_widths, reach
 Precision = Literal["bf16", "fp32"]
 Attention = Literal["sdpa", "blocks", "wide", "flex", "flash"]
 Recompute = Literal["none", "selective", "full"]
+"""none keeps all; selective keeps what matrix products and fused attention give, and makes norms,
+activations and the like again; full keeps a block's input alone and runs the block again."""
 
 BYTES = {"bf16": 2, "fp32": 4}
 HEAD_ROWS = 512

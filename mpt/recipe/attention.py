@@ -8,12 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from mpt.errors import UsageError
-from mpt.recipe.budget import Precision
+from mpt.recipe.activations import Attention, Precision
 from mpt.recipe.model import Model
 from mpt.recipe.problem import Problem
 from mpt.recipe.size import kinds
 
-Backend = Literal["sdpa", "blocks", "wide", "flex", "flash"]
+Backend = Attention
 Device = Literal["cpu", "cuda"]
 
 FLASH_FROM, FLASH_BELOW = (2, 7), (3, 0)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpt.model.cache import Cache
 from mpt.model.network import MPT
-from mpt.model.recompute import Recompute
+from mpt.recipe.activations import Recompute
 from mpt.recipe.model import Model
 from mpt.state import Loss
 from tests.model.test_network import OPTIONS, model, some_tokens

@@ -14,6 +14,7 @@ import typer
 from mpt.log import say
 
 if TYPE_CHECKING:
+    from mpt.data.streams import Part
     from mpt.hf.export import Exported
     from mpt.hf.importing import Imported
     from mpt.lineage import Account
@@ -56,11 +57,19 @@ class Prospect:
         )
 
 
-def plan(cfg: Recipe, prospects: list[Prospect], run_dir: Path, as_json: bool) -> None:
+def plan(
+    cfg: Recipe,
+    prospects: list[Prospect],
+    streams: list[Part] | None,
+    run_dir: Path,
+    as_json: bool,
+) -> None:
     """Show what a recipe would do, first of all on this machine."""
     found = prospects[0].plans[0]
     if as_json:
-        typer.echo(json.dumps({"run_dir": str(run_dir), **dataclasses.asdict(found)}))
+        parts = None if streams is None else [dataclasses.asdict(part) for part in streams]
+        about = {"run_dir": str(run_dir), **dataclasses.asdict(found), "streams": parts}
+        typer.echo(json.dumps(about))
         return
     model, train = cfg.model, cfg.train
     workers = f"{found.world_size}"
@@ -75,6 +84,9 @@ def plan(cfg: Recipe, prospects: list[Prospect], run_dir: Path, as_json: bool) -
             f"= {found.tokens_per_step:,} tokens",
             "run length": f"{found.steps:,} steps = {found.total_tokens:,} tokens, "
             f"{found.total_flops:.3g} FLOPs",
+            "streams": "shares hang on sizes that are known when the run starts"
+            if streams is None
+            else "; ".join(map(str, streams)),
             "learning rate": f"{cfg.optimizer.lr:g}, {cfg.schedule.name}, "
             f"{cfg.schedule.warmup_steps:,} warm-up steps",
             "workers": workers,

@@ -61,12 +61,16 @@ def train(
     """Train a model from a recipe, or go on with it: the same command does both."""
     from mpt import recipe
     from mpt.data.dataset import tokenizer_problems
+    from mpt.data.streams import misfit, parts_of, sizes_here
 
     changes = [*(overrides or []), *_launch_overrides(nproc, nnodes)]
     cfg = recipe.load(recipe_file, changes, checks=[tokenizer_problems])
     directory = run_dir or Path("runs") / cfg.run
     if check:
-        render.plan(cfg, _prospects(cfg), directory, as_json)
+        sizes = sizes_here(cfg.data)
+        render.plan(cfg, _prospects(cfg), parts_of(cfg, sizes), directory, as_json)
+        if (said := misfit(cfg, sizes)) is not None:
+            render.tell(said)
         return
     code = _start(cfg, directory, recipe_file, rdzv, node)
     if as_json:

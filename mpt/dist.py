@@ -34,10 +34,18 @@ class Ranks:
     """One dimension over all ranks, on the device that trains."""
     host_mesh: DeviceMesh
     """The same over host memory, for snapshots and small agreements; the same one on CPU."""
+    local_world_size: int = 1
+    """Ranks on this node; nodes may differ in it."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def of_node(self) -> range:
+        """The ranks of this node: consecutive, as launchers count them."""
+        first = self.rank - self.local_rank
+        return range(first, first + self.local_world_size)
 
 
 @contextmanager
@@ -53,7 +61,7 @@ def process_group() -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **_rendezvous())
-    yield ranks(device, local_rank)
+    yield ranks(device, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     # Without it a rank that leaves first can abort one that is still tearing down.
     dist.barrier()
     dist.destroy_process_group()
@@ -78,12 +86,13 @@ def _rendezvous() -> dict[str, Any]:
     return {"store": store, "rank": rank, "world_size": world_size}
 
 
-def ranks(device: torch.device, local_rank: int = 0) -> Ranks:
+def ranks(device: torch.device, local_rank: int = 0, local_world_size: int = 1) -> Ranks:
     """Describe this process within the process group that is already there."""
     world_size = dist.get_world_size()
     mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
     host = mesh if device.type == "cpu" else init_device_mesh("cpu", (world_size,))
-    return Ranks(dist.get_rank(), local_rank, world_size, device, mesh, host)
+    rank = dist.get_rank()
+    return Ranks(rank, local_rank, world_size, device, mesh, host, local_world_size)
 
 
 def pick_device(local_rank: int) -> torch.device:

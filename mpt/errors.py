@@ -38,6 +38,14 @@ class DataError(MptError):
     exit_code = EXIT_DATA
 
 
+class BadRowError(DataError):
+    """One sample that is corrupt or of another length; the others of its shard may be sound."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
 class CheckpointError(MptError):
     """A checkpoint that is missing, corrupt, or of another model."""
 

@@ -68,8 +68,14 @@ def before_streak(state: RunState, tokens_per_step: int) -> RunState:
     if streak.n == 0:
         return state
     tokens = state.tokens - streak.n * tokens_per_step
-    vitals = Vitals(state.vitals.losses)
-    return RunState(streak.after_step, streak.after_samples, tokens, vitals)
+    # Bad samples stay counted: what the ledger leaves out is not read again.
+    return replace(
+        state,
+        step=streak.after_step,
+        samples=streak.after_samples,
+        tokens=tokens,
+        vitals=Vitals(state.vitals.losses),
+    )
 
 
 def must_roll_back(vitals: Vitals, cfg: Health) -> bool:

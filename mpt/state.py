@@ -50,6 +50,8 @@ class RunState:
     tokens: int = 0
     """Tokens read by steps, over all ranks."""
     vitals: Vitals = field(default_factory=Vitals)
+    bad_samples: int = 0
+    """Samples that steps skipped because they cannot be trained on; see data.on_bad_sample."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values; numbers come back bit for bit."""
@@ -61,6 +63,7 @@ class RunState:
             "step": self.step,
             "samples": self.samples,
             "tokens": self.tokens,
+            "bad_samples": self.bad_samples,
             "vitals": vitals,
         }
 
@@ -71,13 +74,14 @@ class RunState:
         Raises:
             ValueError: says what is not as it should be.
         """
-        content = _mapping(raw, "the state", ("step", "samples", "tokens", "vitals"))
+        names = ("step", "samples", "tokens", "bad_samples")
+        content = _mapping(raw, "the state", (*names, "vitals"))
         vitals = _mapping(content["vitals"], "vitals", ("losses", "streak"))
         parts = _mapping(
             vitals["streak"], "streak", ("n", "after_step", "after_samples", "start", "stop")
         )
         streak = Streak(**{key: _count(value, f"streak.{key}") for key, value in parts.items()})
-        counts = {key: _count(content[key], key) for key in ("step", "samples", "tokens")}
+        counts = {key: _count(content[key], key) for key in names}
         state = cls(**counts, vitals=Vitals(_losses(vitals["losses"]), streak))
         steps = [0, *(step for step, _ in state.vitals.losses), state.step + 1]
         if any(later <= earlier for earlier, later in pairwise(steps)):
@@ -90,6 +94,20 @@ class RunState:
 
 
 @dataclass(frozen=True)
+class BadSample:
+    """A sample that cannot be trained on."""
+
+    stream: str
+    shard: str
+    """Path or URL of its file."""
+    row: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.stream}: {self.shard}: row {self.row}: {self.why}"
+
+
+@dataclass(frozen=True)
 class Microbatch:
     """What one rank reads in one forward pass."""
 
@@ -99,6 +117,8 @@ class Microbatch:
     """(B, S) int64; IGNORE where no loss is taken."""
     documents: Tensor | None = None
     """(B, S) int64, if documents in a sample do not see each other: which one each token is of."""
+    skipped: tuple[BadSample, ...] = ()
+    """Samples whose place is empty: it has no targets."""
 
 
 class Loss(NamedTuple):
@@ -120,6 +140,8 @@ class StepResult:
     """() fp32, before clipping."""
     applied: Tensor
     """() bool; False if loss or gradient was bad, so the weights were left alone."""
+    bad_samples: Tensor
+    """() int64, samples of the global batch that were skipped."""
 
 
 def _mapping(raw: object, name: str, keys: tuple[str, ...]) -> Mapping[str, Any]:

@@ -53,7 +53,7 @@ def settled(watch: Watch, result: StepResult) -> RunState:
 
 
 def result(loss: float, applied: bool) -> StepResult:
-    return StepResult(torch.tensor(loss), torch.tensor(1.0), torch.tensor(applied))
+    return StepResult(torch.tensor(loss), torch.tensor(1.0), torch.tensor(applied), torch.tensor(0))
 
 
 def records(run_dir: Path, name: str) -> list[dict[str, Any]]:

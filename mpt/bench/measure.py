@@ -140,6 +140,7 @@ def _loader(recipe: Recipe, chosen: Fit, ranks: Ranks) -> Loader:
         microbatch_size=chosen.microbatch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
+        node_ranks=ranks.of_node,
         device=ranks.device,
         eod_id=load_tokenizer(Path(recipe.tokenizer.path)).eod_id if apart else None,
     )

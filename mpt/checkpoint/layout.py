@@ -29,7 +29,7 @@ from mpt.rundir import CHECKPOINTS
 from mpt.state import RunState
 from mpt.storage import hash_file, read_json
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 CORRUPT = ".corrupt"
 

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import lru_cache
 from types import TracebackType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mpt.data.ahead import Ahead
+from mpt.data.ahead import Ahead, NodePart, check_limit
 from mpt.data.dataset import Dataset, open_dataset
-from mpt.data.order import Order, rank_slice
+from mpt.data.mixture import Mixture
+from mpt.data.order import Located, Order, rank_slice, share
+from mpt.data.sound import Bad, read_sound
+from mpt.data.streams import mixture_of, names_of
 from mpt.errors import DataError
 from mpt.recipe.data import Data
 from mpt.recipe.model import Model
-from mpt.state import IGNORE, Microbatch
+from mpt.state import IGNORE, BadSample, Microbatch
 
 Integers = NDArray[np.int64]
 
 BATCHES_AHEAD = 2
+"""Batches that are read before they are asked for."""
+BATCHES_FETCHED_AHEAD = 8
+"""Batches whose shards are fetched first of all, where shards are fetched."""
 
 
 class Loader:
     """This rank's microbatches of the global batch at any position: there is no state to save.
 
     Every rank gets the same number of microbatches of the same shape, whatever the world size:
-    what its share of the batch does not fill has all targets ignored.
+    what its share of the batch does not fill has all targets ignored. Which samples of the batch
+    a rank gets follows their shards, so that each node reads a part of the shards (mpt.data.order).
     """
 
     def __init__(
@@ -41,12 +50,14 @@ class Loader:
         rank: int,
         world_size: int,
         device: torch.device,
+        node_ranks: range | None = None,
         eod_id: int | None = None,
         following: Callable[[int], int] | None = None,
     ) -> None:
         """Open the streams; no sample is read before the first `next`.
 
         Args:
+            node_ranks: of this node, which share a cache; null if each rank is its own node.
             eod_id: the token that ends a document, if documents are to be told apart.
             following: position of a global batch -> position of the one that will come after
                 it, where that is not the next in the order.
@@ -54,22 +65,24 @@ class Loader:
         Raises:
             DataError: a stream is missing, corrupt, or of another sample length.
         """
-        # By name, so that the order of lines in the recipe has no part in the order of samples.
-        streams = sorted(data.streams.items())
-        self._names = [name for name, _ in streams]
-        self._datasets = [open_dataset(stream.path, data.cache) for _, stream in streams]
+        self._names = names_of(data)
+        paths = (data.streams[name].path for name in self._names)
+        self._datasets = [open_dataset(path, data.cache) for path in paths]
         for dataset in self._datasets:
             _check_length(dataset, model)
         self._order = Order(
             [dataset.shard_sizes for dataset in self._datasets],
-            [stream.weight for _, stream in streams],
-            global_batch_size=global_batch_size,
-            seed=seed,
-            shuffle=data.shuffle,
+            mixture_of(data, [len(dataset) for dataset in self._datasets], global_batch_size),
+            seed,
+            data.shuffle,
         )
+        node = NodePart(node_ranks or range(rank, rank + 1), world_size)
+        check_limit(self._datasets, node, global_batch_size)
         copied = any(dataset.needs_copies for dataset in self._datasets)
-        self._copies = Ahead(self._datasets, self._order) if copied else None
-        self._model = model
+        self._copies = Ahead(self._datasets, self._order, node) if copied else None
+        self._located = lru_cache(BATCHES_FETCHED_AHEAD + 1)(self._locate)
+        self._model, self._skip = model, data.on_bad_sample == "skip"
+        self._global_batch_size = global_batch_size
         self._rank, self._world_size = rank, world_size
         self._microbatch_size = microbatch_size
         self._device, self._eod_id = device, eod_id
@@ -115,20 +128,36 @@ class Loader:
 
     def _read(self, start: int) -> list[Microbatch]:
         if self._copies is not None:
-            self._copies.look(start)
-        positions = self._order.rank_positions(start, self._rank, self._world_size)
-        at = self._order.locate(positions)
-        samples = np.empty((len(positions), self._model.max_seq_len), np.int64)
-        for number, (name, dataset) in enumerate(zip(self._names, self._datasets, strict=True)):
-            mine = np.flatnonzero(at.stream == number)
-            if mine.size:
-                found = _read_checked(dataset, at.shard[mine], at.row[mine], self._model, name)
-                samples[mine] = found
+            starts = [start]
+            for _ in range(BATCHES_FETCHED_AHEAD):
+                starts.append(self._following(starts[-1]))
+            self._copies.look(start, [self._located(each) for each in starts])
+        at = self._located(start)
+        mine = share(at, range(self._rank, self._rank + 1), self._world_size)
+        samples, bad = self._samples(at, mine)
         n_microbatches = _microbatches_per_rank(
-            self._order.global_batch_size, self._world_size, self._microbatch_size
+            self._global_batch_size, self._world_size, self._microbatch_size
         )
         pin = self._device.type == "cuda"
-        return _cut(samples, n_microbatches, self._microbatch_size, pin, self._eod_id)
+        return _cut(samples, bad, n_microbatches, self._microbatch_size, pin, self._eod_id)
+
+    def _locate(self, start: int) -> Located:
+        """Return where the samples of the global batch at a position are."""
+        stop = start + self._global_batch_size
+        return self._order.locate(np.arange(start, stop, dtype=np.int64))
+
+    def _samples(self, at: Located, mine: Integers) -> tuple[Integers, Bad]:
+        """Return some samples of a batch, (n, S), and which of them are bad."""
+        samples = np.empty((len(mine), self._model.max_seq_len), np.int64)
+        bad: Bad = {}
+        for number, (name, dataset) in enumerate(zip(self._names, self._datasets, strict=True)):
+            places = np.flatnonzero(at.stream[mine] == number)
+            if places.size:
+                shard, row = at.shard[mine[places]], at.row[mine[places]]
+                found = read_sound(dataset, name, shard, row, self._model, skip=self._skip)
+                samples[places] = found[0]
+                bad |= {int(places[i]): sample for i, sample in found[1].items()}
+        return samples, bad
 
 
 def eval_batches(
@@ -156,15 +185,15 @@ def eval_batches(
     """
     _check_length(dataset, model)
     n_samples = min(samples or len(dataset), len(dataset))
-    share = rank_slice(n_samples, rank, world_size)
-    order = Order([dataset.shard_sizes], [1.0], n_samples, seed=0, shuffle=False)
+    part = rank_slice(n_samples, rank, world_size)
+    order = Order([dataset.shard_sizes], Mixture.constant([1.0]), seed=0, shuffle=False)
     pin = device.type == "cuda"
     for number in range(_microbatches_per_rank(n_samples, world_size, microbatch_size)):
-        start = share.start + number * microbatch_size
-        stop = min(start + microbatch_size, share.stop)
+        start = part.start + number * microbatch_size
+        stop = min(start + microbatch_size, part.stop)
         at = order.locate(np.arange(start, max(start, stop), dtype=np.int64))
-        rows = _read_checked(dataset, at.shard, at.row, model, "eval")
-        yield _to(_cut(rows, 1, microbatch_size, pin, eod_id)[0], device)
+        rows, bad = read_sound(dataset, "eval", at.shard, at.row, model, skip=False)
+        yield _to(_cut(rows, bad, 1, microbatch_size, pin, eod_id)[0], device)
 
 
 def _check_length(dataset: Dataset, model: Model) -> None:
@@ -175,24 +204,6 @@ def _check_length(dataset: Dataset, model: Model) -> None:
         )
 
 
-def _read_checked(
-    dataset: Dataset, shard: Integers, row: Integers, model: Model, name: str
-) -> Integers:
-    """Return samples (n, S), all ids within the vocabulary: on a GPU others end in a bare fault."""
-    try:
-        samples = dataset.rows(shard, row)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
-    if not len(samples) or (samples.min() >= 0 and samples.max() < model.vocab_size):
-        return samples
-    bad = int(np.flatnonzero(((samples < 0) | (samples >= model.vocab_size)).any(axis=1))[0])
-    token = next(token for token in samples[bad].tolist() if not 0 <= token < model.vocab_size)
-    raise DataError(
-        f"{name}: {dataset.name_of(int(shard[bad]))}: row {row[bad]}: token id {token} is "
-        f"outside the vocabulary; model.vocab_size is {model.vocab_size}."
-    )
-
-
 def _microbatches_per_rank(n_samples: int, world_size: int, microbatch_size: int) -> int:
     """Return the same number for every rank: enough for the rank with the largest share."""
     largest_share = -(-n_samples // world_size)
@@ -200,7 +211,12 @@ def _microbatches_per_rank(n_samples: int, world_size: int, microbatch_size: int
 
 
 def _cut(
-    samples: Integers, n_microbatches: int, microbatch_size: int, pin: bool, eod_id: int | None
+    samples: Integers,
+    bad: Bad,
+    n_microbatches: int,
+    microbatch_size: int,
+    pin: bool,
+    eod_id: int | None,
 ) -> list[Microbatch]:
     """Pad samples (n, S) with ignored rows, and cut them into microbatches of one shape."""
     # In numpy: torch would start threads of its own here, beside those that train.
@@ -209,10 +225,17 @@ def _cut(
     targets = np.full_like(tokens, IGNORE)
     tokens.reshape(-1, length)[:n] = samples
     targets.reshape(-1, length)[:n, :-1] = samples[:, 1:]  # the last token has no next one
+    targets.reshape(-1, length)[list(bad)] = IGNORE
+    skipped: list[list[BadSample]] = [[] for _ in range(n_microbatches)]
+    for number, sample in bad.items():
+        skipped[number // microbatch_size].append(sample)
     arrays = [tokens, targets] if eod_id is None else [tokens, targets, documents(tokens, eod_id)]
     tensors = (torch.from_numpy(array) for array in arrays)
     parts = zip(*(tensor.pin_memory() if pin else tensor for tensor in tensors), strict=True)
-    return [Microbatch(*part) for part in parts]
+    return [
+        replace(Microbatch(*part), skipped=tuple(left_out))
+        for part, left_out in zip(parts, skipped, strict=True)
+    ]
 
 
 def documents(tokens: Integers, eod_id: int) -> Integers:
@@ -228,8 +251,9 @@ def documents(tokens: Integers, eod_id: int) -> Integers:
 def _to(microbatch: Microbatch, device: torch.device) -> Microbatch:
     """Copy to the device without waiting for it, from pinned memory."""
     documents = microbatch.documents
-    return Microbatch(
-        microbatch.tokens.to(device, non_blocking=True),
-        microbatch.targets.to(device, non_blocking=True),
-        None if documents is None else documents.to(device, non_blocking=True),
+    return replace(
+        microbatch,
+        tokens=microbatch.tokens.to(device, non_blocking=True),
+        targets=microbatch.targets.to(device, non_blocking=True),
+        documents=None if documents is None else documents.to(device, non_blocking=True),
     )

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mpt.errors import DataError
+from mpt.errors import BadRowError, DataError
 
 COLUMN = "tokens"
 HASHES = ("sha256",)
@@ -179,7 +179,7 @@ class Shard:
         """Return one sample's tokens: a view into the file.
 
         Raises:
-            DataError: the sample is corrupt; names file and row.
+            BadRowError: the sample is corrupt; names file and row.
         """
         if self._table is not None:
             row_view: NDArray[Any] = self._table[row]
@@ -190,7 +190,7 @@ class Shard:
         """Return samples (n, length) in the file's dtype.
 
         Raises:
-            DataError: a sample is corrupt or of another length; names file and row.
+            BadRowError: a sample is corrupt or of another length; names file and row.
         """
         if self._table is not None and self._table.shape[1] == length:
             return self._table[rows]
@@ -198,7 +198,7 @@ class Shard:
         for place, row in enumerate(rows.tolist()):
             tokens = self.sample(row)
             if len(tokens) != length:
-                raise self._bad(f"row {row} has {len(tokens)} tokens, not {length}")
+                raise self._bad_row(row, f"has {len(tokens)} tokens, not {length}")
             result[place] = tokens
         return result
 
@@ -247,14 +247,17 @@ class Shard:
         """Return the values of one variable-size sample, each length checked before its use."""
         head = raw[:5].tobytes()
         if len(head) < 5 or int.from_bytes(head[:4], "little") != len(raw) - 4:
-            raise self._bad(f"row {row} does not state its own size")
+            raise self._bad_row(row, "does not state its own size")
         dimensions, width = head[4] >> 2, 1 << (head[4] & 3)
         if dimensions != 1:
-            raise self._bad(f"row {row} has {dimensions} dimensions, not 1")
+            raise self._bad_row(row, f"has {dimensions} dimensions, not 1")
         count = int.from_bytes(raw[5 : 5 + width].tobytes(), "little")
         if 5 + width + count * self._encoding.file_dtype.itemsize != len(raw):
-            raise self._bad(f"row {row} says {count} tokens, but has {len(raw)} bytes")
+            raise self._bad_row(row, f"says {count} tokens, but has {len(raw)} bytes")
         return raw[5 + width :].view(self._encoding.file_dtype)
+
+    def _bad_row(self, row: int, why: str) -> BadRowError:
+        return BadRowError(f"{self._path}: corrupt shard: row {row} {why}.", why)
 
     def _bad(self, what: str) -> DataError:
         return DataError(f"{self._path}: corrupt shard: {what}.")

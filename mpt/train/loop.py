@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
@@ -24,6 +24,7 @@ from mpt.optim import set_learning_rate
 from mpt.recipe import Recipe
 from mpt.schedule import learning_rate
 from mpt.state import RunState, Streak
+from mpt.train.bad_samples import BadSamples
 from mpt.train.evaluation import Evaluate, evaluation_due
 from mpt.train.inject import Injector
 from mpt.train.pace import Pace
@@ -44,6 +45,7 @@ class Services:
     evaluate: Evaluate | None
     evaluation_owed: bool
     """Whether the step that the run begins at still lacks its evaluation."""
+    bad_samples: BadSamples
     memory: Memory
     saver: Saver
     stop: StopSignal
@@ -70,6 +72,7 @@ def loop(
 
     Raises:
         RollbackError, DivergedError: on every rank alike, after too many bad steps in a row.
+        DataError: a sample that cannot be read; on every rank alike, too many that were skipped.
     """
     if services.evaluation_owed:
         _evaluate(state, services)
@@ -128,8 +131,10 @@ def _take_step(
     began = time.perf_counter()
     if services.injector:
         services.injector.begin(state.step + 1)
+    asked = time.perf_counter()
     microbatches = services.loader.next(position)
-    data_wait_s = time.perf_counter() - began
+    data_wait_s = time.perf_counter() - asked
+    services.bad_samples.report(state.step + 1, microbatches)
     lr = learning_rate(cfg.schedule, cfg.optimizer.lr, state.step, cfg.train.steps)
     set_learning_rate(optimizer, lr)
     torch.manual_seed(dropout_seed(cfg.seed, state.step, ranks.rank))
@@ -180,7 +185,8 @@ def _leave_out_step(cfg: Recipe, state: RunState, position: int, services: Servi
 
 def _after_step(cfg: Recipe, state: RunState, position: int) -> RunState:
     samples = position + cfg.train.global_batch_size
-    return RunState(state.step + 1, samples, state.tokens + _tokens(cfg), state.vitals)
+    tokens = state.tokens + _tokens(cfg)
+    return replace(state, step=state.step + 1, samples=samples, tokens=tokens)
 
 
 def _of_weights(cfg: Recipe, state: RunState) -> RunState:
@@ -201,6 +207,7 @@ def _judge(cfg: Recipe, state: RunState, services: Services) -> RunState:
         services.saver.wait()
         services.memory.forget()
         services.roll_back(state.vitals.streak, services.watch.why_skipped)
+    services.bad_samples.check(state)
     return state
 
 

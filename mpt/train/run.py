@@ -31,6 +31,7 @@ from mpt.recipe.fit import Fit, fit
 from mpt.rundir import CHECKPOINTS, versions
 from mpt.state import RunState
 from mpt.tokenizer import load_tokenizer
+from mpt.train.bad_samples import BadSamples
 from mpt.train.begin import begin_with
 from mpt.train.build import DTYPES, build, machine_of
 from mpt.train.evaluation import evaluation, evaluation_owed
@@ -91,6 +92,7 @@ def train(
             ),
             evaluate=evaluation(cfg, ranks, model, chosen.microbatch_size, eod_id, stop, pulse),
             evaluation_owed=evaluation_owed(cfg, run_dir, state.step, ranks),
+            bad_samples=BadSamples(journal, cfg.data),
             memory=memory,
             saver=saver,
             stop=stop,
@@ -100,8 +102,7 @@ def train(
         )
         state, stopped_by = loop(cfg, state, model, optimizer, services, ranks)
         saver.close()
-    if ranks.is_first:
-        _note_the_end(journal, state.step, stopped_by)
+    _note_the_end(journal, ranks, state.step, stopped_by)
     return stopped_by
 
 
@@ -110,7 +111,9 @@ def _note(chosen: Fit, journal: Journal, ranks: Ranks) -> None:
         journal.event("chosen", attempt=this_attempt(), **chosen.to_json())
 
 
-def _note_the_end(journal: Journal, step: int, stopped_by: int | None) -> None:
+def _note_the_end(journal: Journal, ranks: Ranks, step: int, stopped_by: int | None) -> None:
+    if not ranks.is_first:
+        return
     if stopped_by is not None:
         journal.event("stopped", attempt=this_attempt(), signal=stopped_by, step=step)
     else:
@@ -159,6 +162,7 @@ def _loader(cfg: Recipe, ledger: Ledger, chosen: Fit, eod_id: int | None, ranks:
         microbatch_size=chosen.microbatch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
+        node_ranks=ranks.of_node,
         device=ranks.device,
         eod_id=eod_id,
         following=lambda position: ledger.position(position + samples),

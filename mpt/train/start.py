@@ -18,6 +18,7 @@ from mpt.checkpoint.layout import committed, model_of, newest, read_manifest, st
 from mpt.data.dataset import check_dataset, open_dataset, verify
 from mpt.data.plan import Watch
 from mpt.data.prepare import prepare
+from mpt.data.streams import misfit, parts_of
 from mpt.errors import EXIT_DONE, DataError, UsageError
 from mpt.launch.node import Node
 from mpt.launch.place import Place
@@ -33,8 +34,8 @@ from mpt.tokenizer import load_tokenizer
 FIXED_FOR_A_RUN = ("run", "seed", "model.", "data.", "train.global_batch_size")
 """Keys, or beginnings of keys, that a run keeps: its weights and sample order hang on them. Paths
 may change: what lies there is known by its hash."""
-MAY_CHANGE = ("data.verify", "data.cache.")
-"""Those among them that weights and sample order do not hang on."""
+MAY_CHANGE = ("data.verify", "data.cache.", "data.on_bad_sample", "data.bad_sample_budget")
+"""Those among them that the sample order does not hang on."""
 
 Tell = Callable[[str], None]
 Progress = Callable[[], AbstractContextManager[Watch]]
@@ -120,7 +121,11 @@ def _make_ready(
         _check_beginning(cfg, Path(cfg.train.init_from), tell)
     with progress() as watch:
         prepare(cfg, progress=watch)
-    dataset_hashes = _check_data(cfg)
+    dataset_hashes, sizes = _check_data(cfg)
+    for part in parts_of(cfg, sizes) or ():
+        tell(f"stream {part}")
+    if (said := misfit(cfg, sizes)) is not None:
+        tell(said)
     _check_same_data(run_dir, dataset_hashes)
     _write_run_directory(cfg, run_dir, source, dataset_hashes)
     if changes:
@@ -202,10 +207,14 @@ def _check_beginning(cfg: Recipe, source: Path, tell: Tell) -> None:
         )
 
 
-def _check_data(cfg: Recipe) -> dict[str, str]:
-    """Check tokenizer and datasets before any worker is started; return what identifies them."""
+def _check_data(cfg: Recipe) -> tuple[dict[str, str], dict[str, int]]:
+    """Check tokenizer and datasets before any worker is started.
+
+    Returns:
+        What identifies them, and the samples of each dataset; by name.
+    """
     tokenizer = load_tokenizer(Path(cfg.tokenizer.path))
-    found = {"tokenizer": tokenizer.sha256}
+    found, sizes = {"tokenizer": tokenizer.sha256}, {}
     paths = {name: stream.path for name, stream in cfg.data.streams.items()}
     if cfg.data.eval is not None:
         paths["eval"] = cfg.data.eval.path
@@ -215,8 +224,8 @@ def _check_data(cfg: Recipe) -> dict[str, str]:
         # A remote shard is verified when it is fetched: to fetch all now could take days.
         if cfg.data.verify and not dataset.is_remote and (faults := verify(dataset)):
             raise DataError("; ".join(faults))
-        found[name] = dataset.index_sha256
-    return found
+        found[name], sizes[name] = dataset.index_sha256, len(dataset)
+    return found, sizes
 
 
 def _check_same_data(run_dir: Path, found: dict[str, str]) -> None:

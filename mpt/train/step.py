@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -46,9 +46,10 @@ def train_step(
     Returns:
         Tensors on the device; nothing here waits for it.
     """
-    n_targets = torch.stack([(m.targets != IGNORE).sum() for m in microbatches]).sum()
+    counts = torch.stack([_count(microbatch) for microbatch in microbatches]).sum(dim=0)
     with waiting():
-        sum_over_ranks(n_targets)
+        sum_over_ranks(counts)
+    n_targets, bad_samples = counts
     nats = torch.zeros((), device=n_targets.device)
 
     for i, microbatch in enumerate(microbatches):
@@ -65,10 +66,16 @@ def train_step(
     bad = ~torch.isfinite(loss + grad_norm) | (loss > loss_limit)
     step_unless(optimizer, bad)
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, grad_norm, ~bad)
+    return StepResult(loss, grad_norm, ~bad, bad_samples)
+
+
+def _count(microbatch: Microbatch) -> Tensor:
+    """Return target tokens and skipped samples, (2,) int64, without waiting for the device."""
+    n_targets = (microbatch.targets != IGNORE).sum()
+    return torch.stack([n_targets, n_targets.new_full((), len(microbatch.skipped))])
 
 
 def left_out() -> StepResult:
     """Return the result of a step that was not computed, because the ledger leaves it out."""
     nan = torch.tensor(math.nan)
-    return StepResult(nan, nan, torch.tensor(False))
+    return StepResult(nan, nan, torch.tensor(False), torch.tensor(0))

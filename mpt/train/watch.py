@@ -111,7 +111,7 @@ class Watch:
         it knows of a skip that the ledger does not.
 
         Returns:
-            `state`, its vitals now those after that step.
+            `state`, its vitals and its count of bad samples now those after that step.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -134,7 +134,8 @@ class Watch:
             applied=applied,
             window=self._cfg.spike_window,
         )
-        return replace(state, vitals=vitals)
+        bad_samples = state.bad_samples + int(pending.result.bad_samples)
+        return replace(state, vitals=vitals, bad_samples=bad_samples)
 
     def evaluated(self, state: RunState, loss: float, bits_per_byte: float | None) -> None:
         """Report a held-out loss."""

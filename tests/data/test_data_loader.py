@@ -102,8 +102,9 @@ def test_ranks_together_read_the_batch_whatever_their_number(
     assert len(shapes) == 1
     assert shapes.pop()[0] == math.ceil(math.ceil(10 / world_size) / microbatch_size)
     for ours, whole in zip(seen, wanted, strict=True):
-        assert torch.equal(torch.cat(ours), whole)
         assert len(whole) == 10
+        # No two samples are alike. Who reads which follows their shards, not their positions.
+        assert sorted(torch.cat(ours).tolist()) == sorted(whole.tolist())
 
 
 def test_targets_are_the_next_tokens_and_the_last_has_none(data: Data) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpt.data.mixture import Mixture
 from mpt.data.order import WINDOW_SHARDS, Order, rank_slice
 from mpt.data.shuffle import mix, permute
 
@@ -22,11 +21,10 @@ def order_of(
     weights: list[float] | None = None,
     *,
     seed: int = 17,
-    global_batch_size: int = 8,
     shuffle: bool = True,
 ) -> Order:
     sizes = [np.array(stream, np.int64) for stream in streams]
-    return Order(sizes, weights or [1.0] * len(streams), global_batch_size, seed, shuffle)
+    return Order(sizes, Mixture.constant(weights or [1.0] * len(streams)), seed, shuffle)
 
 
 def triples(order: Order, positions: np.ndarray) -> np.ndarray:
@@ -60,56 +58,6 @@ def test_the_order_does_not_depend_on_how_it_is_asked_for(
     assert (triples(fresh, asked) == whole[asked]).all()
     one_by_one = [triples(fresh, asked[i : i + 1])[0] for i in range(len(asked))]
     assert (np.array(one_by_one) == whole[asked]).all()
-
-
-@given(st.integers(1, 100), st.integers(1, 40), st.integers(0, 10**12))
-@settings(deadline=None)
-def test_ranks_partition_each_batch_for_any_world_size(
-    global_batch_size: int, world_size: int, start: int
-) -> None:
-    order = order_of([[10]], global_batch_size=global_batch_size)
-    shares = [order.rank_positions(start, rank, world_size) for rank in range(world_size)]
-    assert (np.concatenate(shares) == order.batch_positions(start)).all()
-    sizes = [len(share) for share in shares]
-    assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) == -(-global_batch_size // world_size)
-
-
-def test_a_batch_is_the_positions_from_its_own_on() -> None:
-    order = order_of([[10]], global_batch_size=6)
-    assert order.batch_positions(24).tolist() == [24, 25, 26, 27, 28, 29]
-
-
-@given(
-    st.lists(st.floats(0.001, 1000.0), min_size=1, max_size=12),
-    st.integers(0, 10**12),
-    st.integers(1, 500),
-)
-@settings(max_examples=200, deadline=None)
-@example([1.0, 1.0], 0, 1000)
-@example([0.001, 1000.0, 0.001], 0, 500)
-def test_each_stream_has_its_share_to_within_a_sample_per_stream(
-    weights: list[float], start: int, length: int
-) -> None:
-    order = order_of([[5]] * len(weights), weights)
-    stream, index = order._choose_streams(np.arange(start, start + length, dtype=np.int64))
-    share = np.array(weights) / sum(weights)
-    seen = np.cumsum(stream[:, None] == np.arange(len(weights)), axis=0)
-    wanted = np.arange(1, length + 1)[:, None] * share
-    slack = length * 2.0**-31  # weights are rounded to 2**-32
-    assert np.abs(seen - wanted).max() <= 2 * len(weights) + slack
-    for number in range(len(weights)):  # and within a stream nothing is skipped or repeated
-        assert (np.diff(index[stream == number]) == 1).all()
-
-
-def test_the_count_of_a_stream_is_its_share_of_all_positions_before() -> None:
-    weights = [5.0, 1.0, 2.0]
-    order = order_of([[5]] * 3, weights)
-    at = 10**12
-    stream, index = order._choose_streams(np.arange(at, at + 64, dtype=np.int64))
-    for number, weight in enumerate(weights):
-        before = index[stream == number][0]
-        assert abs(before - at * weight / 8.0) <= 3 + at * 2.0**-31
 
 
 @pytest.mark.parametrize("size", [*range(1, 66), 100, 255, 256, 257, 1000, 4096, 4097])
@@ -173,46 +121,10 @@ def test_a_reader_needs_only_a_window_of_shards_at_a_time() -> None:
         assert len(np.unique(window)) <= WINDOW_SHARDS
 
 
-@given(STREAMS, SEEDS, st.booleans(), st.integers(0, 400))
-@settings(deadline=None)
-def test_a_batch_needs_only_shards_that_the_look_ahead_named(
-    streams: list[list[int]], seed: int, shuffle: bool, start: int
-) -> None:
-    order = order_of(streams, seed=seed, shuffle=shuffle, global_batch_size=1)
-    needed = triples(order, order.batch_positions(start))[:, :2].tolist()
-    assert {tuple(pair) for pair in needed} <= set(order.shards_ahead(start))
-
-
-def test_the_look_ahead_names_this_window_and_then_the_next_also_over_the_end_of_an_epoch() -> None:
-    n = 3 * WINDOW_SHARDS
-    order = order_of([[5] * n], global_batch_size=1)
-    windows = [order.shards_ahead(5 * WINDOW_SHARDS * number) for number in range(4)]
-    assert windows[0][WINDOW_SHARDS:] == windows[1][:WINDOW_SHARDS]
-    assert windows[1][WINDOW_SHARDS:] == windows[2][:WINDOW_SHARDS]
-    assert set(windows[2]) >= set(windows[3][:WINDOW_SHARDS])  # of the next epoch
-    read = triples(order, np.arange(5 * WINDOW_SHARDS))[:, 1]
-    assert {shard for _, shard in windows[0][:WINDOW_SHARDS]} == set(read.tolist())
-    first_three = [pair for window in windows[:3] for pair in window[:WINDOW_SHARDS]]
-    assert sorted(first_three) == [(0, shard) for shard in range(n)]
-
-
 def test_unshuffled_is_file_order() -> None:
     at = order_of([[3, 0, 2]], shuffle=False).locate(np.arange(7, dtype=np.int64))
     assert at.shard.tolist() == [0, 0, 0, 2, 2, 0, 0]
     assert at.row.tolist() == [0, 1, 2, 0, 1, 0, 1]
-
-
-def test_resuming_at_a_billionth_sample_takes_one_integer_per_shard_and_no_more() -> None:
-    sizes = np.full(100_000, 100_000, np.int64)  # 10**10 samples
-    tracemalloc.start()
-    order = Order([sizes], [1.0], 512, 17)
-    at = order.locate(order.batch_positions(10**9))
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(np.unique(at.shard)) > 1
-    assert peak_bytes < 8 * sizes.nbytes
-    resumed = triples(order, np.arange(10**9, 10**9 + 100))
-    assert (triples(Order([sizes], [1.0], 64, 17), np.arange(10**9, 10**9 + 100)) == resumed).all()
 
 
 def test_the_order_is_the_one_that_earlier_runs_had() -> None:

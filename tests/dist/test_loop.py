@@ -24,6 +24,7 @@ from mpt.optim import build_optimizer
 from mpt.recipe.model import Model
 from mpt.schedule import learning_rate
 from mpt.state import IGNORE, Microbatch, RunState
+from mpt.train.bad_samples import BadSamples
 from mpt.train.evaluation import evaluation_owed
 from mpt.train.loop import Services, dropout_seed, loop
 from mpt.train.pace import Pace
@@ -112,6 +113,7 @@ def run_loop(
         roll_back=seen,
         evaluate=seen.evaluate,
         evaluation_owed=owed,
+        bad_samples=BadSamples(Journal(Path()), cfg.data),
         memory=seen,
         saver=seen,
         stop=stop,

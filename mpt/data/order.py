@@ -66,6 +66,8 @@ class _Epoch:
     """(k,): shard numbers."""
     starts: Integers
     """(k + 1,): samples of the epoch before each of them."""
+    window_starts: Integers
+    """(windows + 1,): samples of the epoch before each window."""
 
     def window(self, stream: int, number: int) -> Window:
         """Return the number-th window."""
@@ -86,12 +88,15 @@ class Order:
     seed: int
     shuffle: bool = True
     """False takes each stream in file order, epoch after epoch."""
+    _totals: tuple[int, ...] = field(init=False, repr=False)
+    """Samples of each stream."""
     _epoch: Callable[[int, int], _Epoch] = field(init=False, repr=False)
     """(stream, epoch) -> _Epoch. Two per stream are kept: a step may reach over an end."""
 
     def __post_init__(self) -> None:
         assert len(self.shard_sizes) == self.mixture.n_streams > 0
-        assert all(sizes.sum() > 0 for sizes in self.shard_sizes), "a stream without samples"
+        object.__setattr__(self, "_totals", tuple(int(s.sum()) for s in self.shard_sizes))
+        assert all(self._totals), "a stream without samples"
         memo = lru_cache(maxsize=2 * len(self.shard_sizes))(self._order_shards)
         object.__setattr__(self, "_epoch", memo)
 
@@ -110,7 +115,7 @@ class Order:
         """Return the window that each stream in use at a position is in, and its next one."""
         found, counts = [], self.mixture.counts(position)
         for stream in self.mixture.in_use(position):
-            epoch, offset = divmod(counts[stream], int(self.shard_sizes[stream].sum()))
+            epoch, offset = divmod(counts[stream], self._totals[stream])
             table = self._epoch(stream, epoch)
             slot = int(np.searchsorted(table.starts, offset, side="right")) - 1
             number = slot // WINDOW_SHARDS
@@ -125,7 +130,7 @@ class Order:
         self, stream: int, index: Integers
     ) -> tuple[Integers, Integers, NDArray[np.float64]]:
         """Return shard, row and place of the index-th samples of a stream."""
-        epochs, offsets = np.divmod(index, self.shard_sizes[stream].sum())
+        epochs, offsets = np.divmod(index, self._totals[stream])
         shard, row = np.empty_like(index), np.empty_like(index)
         place = np.empty(index.shape, np.float64)
         for epoch in np.unique(epochs):
@@ -145,7 +150,7 @@ class Order:
         Returns:
             The new offsets, and how far each is into its window, in [0, 1).
         """
-        bounds = np.append(table.starts[:-1:WINDOW_SHARDS], table.starts[-1])
+        bounds = table.window_starts
         window = np.searchsorted(bounds, offset, side="right") - 1
         start, size = bounds[window], bounds[window + 1] - bounds[window]
         within = offset - start
@@ -158,9 +163,11 @@ class Order:
         sizes = self.shard_sizes[stream]
         shards = np.arange(len(sizes), dtype=np.int64)
         if self.shuffle:
-            shards = np.argsort(mix(self.seed, stream, epoch, shards), kind="stable")
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes[shards])])
-        return _Epoch(shards, starts)
+            # No two are equal, since mix is a bijection of its last word: any sort does.
+            shards = np.argsort(mix(self.seed, stream, epoch, shards))
+        starts = np.zeros(len(shards) + 1, np.int64)
+        np.cumsum(sizes[shards], out=starts[1:])
+        return _Epoch(shards, starts, np.append(starts[:-1:WINDOW_SHARDS], starts[-1]))
 
 
 def share(batch: Located, ranks: range, world_size: int) -> Integers:

@@ -8,12 +8,14 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from mpt.cli.main import main
 
 from mpt.errors import EXIT_DATA, EXIT_DONE, EXIT_USAGE
 from mpt.recipe.load import load, loads
+from tests.data.cases import write_dataset
 from tests.recipe.test_recipe_fuzz import damage
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,32 @@ def test_check_prints_the_plan_as_a_table_or_as_json() -> None:
     assert plan["world_size"] == 4
     assert plan["run_dir"] == "x"
     assert plan["n_parameters"] > 1_000_000
+
+
+def test_check_says_what_each_stream_comes_to(tmp_path: Path) -> None:
+    """Tokens of 100 steps of 16 samples of 256; passes where the data is there."""
+    samples = np.zeros((50, 256), np.int64)
+    write_dataset(tmp_path / "a", samples)
+    text = TINY.read_text()
+    file = tmp_path / "two.yaml"
+    file.write_text(text.replace("stdlib: {path: data/stdlib/train,", f"a: {{path: {tmp_path}/a,"))
+    more = [f"data.streams.b.path={tmp_path}/b", "data.streams.b.weight=3", "prepare=null"]
+    code, out, err = mpt("train", file, "--check", "train.steps=100", *more)
+    assert (code, err) == (EXIT_DONE, "")
+    assert "a 25.0% = 102,400 tokens, 8.00 passes; b 75.0% = 307,200 tokens\n" in out
+    code, out, _ = mpt("train", file, "--check", "--json", "train.steps=100", *more)
+    assert json.loads(out)["streams"][0] == {
+        "name": "a",
+        "share": 0.25,
+        "tokens": 102_400,
+        "passes": 8.0,
+    }
+    by_size = ["data.streams.a.weight=null", "data.streams.a.repeats=32", "prepare=null"]
+    code, out, err = mpt("train", file, "--check", "train.steps=50", *by_size)
+    assert code == EXIT_DONE
+    assert "a 100.0% = 204,800 tokens, 16.00 passes\n" in out
+    assert "ask for 409,600 tokens, but the run reads 204,800 (" in err
+    assert "train.steps=100 would fit" in err
 
 
 def test_all_problems_come_at_once_each_with_its_place(tmp_path: Path) -> None:

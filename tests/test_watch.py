@@ -6,6 +6,7 @@ import io
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,22 @@ def test_a_step_that_the_ledger_leaves_out_has_a_line_but_no_speed(tmp_path: Pat
     (line,) = records(tmp_path, METRICS)
     assert (line["step"], line["samples"], line["applied"]) == (3, 18, False)
     assert (line["loss"], line["tokens_per_second"], line["mfu"]) == (None, 0.0, 0.0)
+
+
+def test_bad_samples_are_counted_and_told(tmp_path: Path) -> None:
+    watch, terminal = watch_in(tmp_path, lambda entry: None)
+    for known, count in ((0, 0), (0, 2), (2, 1)):
+        found = replace(result(1.0, applied=True), bad_samples=torch.tensor(count))
+        watch.queued(
+            RunState(3, 18, 180),
+            found,
+            before=12,
+            limit=5.0,
+            lr=0.1,
+            began=0.0,
+            data_wait_s=0.0,
+        )
+        assert watch.settle(RunState(3, 18, 180, bad_samples=known)).bad_samples == known + count
+    told = [line for line in terminal.getvalue().splitlines() if "bad samples" in line]
+    assert len(told) == 2
+    assert "step 3: 2 bad samples left out" in told[0]

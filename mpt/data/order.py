@@ -26,7 +26,9 @@ Integers = NDArray[np.int64]
 WINDOW_SHARDS = 16
 """Shards whose samples are shuffled together; part of the order, so never a setting. With shards
 of 64 MiB it is a gigabyte that one node alone must fetch before its first step, and neighbours in
-a text are some 80 steps of 1,024 samples apart (tests/bench/locality.md)."""
+a shard are some 75 steps of 1,024 samples apart. Windows of 64 would make that 300, ask for four
+times the bytes and the disk, and save 64 nodes only a quarter of what they fetch
+(tests/bench/locality.md)."""
 
 
 @dataclass(frozen=True)

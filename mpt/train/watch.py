@@ -14,6 +14,7 @@ from mpt.launch.attempt import this_attempt
 from mpt.ledger import Ledger, Skipped
 from mpt.log import Journal
 from mpt.recipe.train import Health
+from mpt.rundir import EVENTS
 from mpt.state import RunState, StepResult
 
 SMOOTHING = 0.9
@@ -134,8 +135,11 @@ class Watch:
             applied=applied,
             window=self._cfg.spike_window,
         )
-        bad_samples = state.bad_samples + int(pending.result.bad_samples)
-        return replace(state, vitals=vitals, bad_samples=bad_samples)
+        n_bad = int(pending.result.bad_samples)
+        if n_bad:
+            text = f"step {step:,}: {n_bad} bad samples left out, see bad_sample in {EVENTS}"
+            self._display.note(text, "yellow")
+        return replace(state, vitals=vitals, bad_samples=state.bad_samples + n_bad)
 
     def evaluated(self, state: RunState, loss: float, bits_per_byte: float | None) -> None:
         """Report a held-out loss."""

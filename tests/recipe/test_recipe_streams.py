@@ -118,3 +118,9 @@ def test_what_may_be_said_is_read_and_survives_being_frozen(data: str, tmp_path:
 )
 def test_what_cannot_be_is_named_with_its_place(data: str, lines: list[str]) -> None:
     assert problems(data) == lines
+
+
+def test_the_curriculum_in_the_readme_is_one() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = readme.split("```yaml\ndata:\n")[1].split("```")[0]
+    assert [phase.from_step for phase in load(block).data.curriculum] == [8000, 10000]

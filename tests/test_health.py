@@ -145,7 +145,7 @@ def test_a_state_comes_back_from_json_bit_for_bit(losses: list[float], n_skipped
     ]
 
 
-SOUND = RunState(5, 30, 99, Vitals(((1, 4.5), (3, 4.25)), Streak(2, 3, 12, 18, 30)))
+SOUND = RunState(5, 30, 99, Vitals(((1, 4.5), (3, 4.25)), Streak(2, 3, 12, 18, 30)), 7)
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpt.data.ahead import NodePart, shards_of
+from mpt.data.ahead import Ahead, NodePart, shards_of
 from mpt.data.mixture import Mixture, Phase
 from mpt.data.order import WINDOW_SHARDS, Located, Order, share
 
@@ -136,6 +136,23 @@ def test_a_node_reads_its_part_of_the_shards_and_what_it_reads_was_foreseen(n_no
         foreseen = {(0, shard) for shard in here.between(*part.interval(batch_size))}
         assert touched <= foreseen
         assert len(foreseen) <= WINDOW_SHARDS / n_nodes + 5
+
+
+def test_what_the_next_batches_need_is_wanted_first_then_this_window_then_the_next() -> None:
+    order = Order([np.full(64, 100)], Mixture.constant([1.0]), 3)
+    node = NodePart(range(1), 8)
+    # Of four samples a cut says little: what a batch needs may be far from the node's part.
+    batches = [located(order, start, 4) for start in range(0, 400, 4)]
+    ahead = Ahead([], order, node)
+    wanted = list(dict.fromkeys(ahead._wanted(0, batches)))
+    ahead.close()
+    needed = list(dict.fromkeys(key for batch in batches for key in shards_of(batch, node)))
+    assert wanted[: len(needed)] == needed
+    ((here, following),) = order.windows_ahead(0)
+    windows = [set(here.shards.tolist()), set(following.shards.tolist())]
+    rest = [shard in windows[1] for _, shard in wanted[len(needed) :]]
+    assert rest == sorted(rest)
+    assert {shard for _, shard in wanted} <= windows[0] | windows[1]
 
 
 def test_nodes_of_different_size_read_in_proportion() -> None:

@@ -141,12 +141,13 @@ def test_a_node_reads_its_part_of_the_shards_and_what_it_reads_was_foreseen(n_no
 def test_what_the_next_batches_need_is_wanted_first_then_this_window_then_the_next() -> None:
     order = Order([np.full(64, 100)], Mixture.constant([1.0]), 3)
     node = NodePart(range(1), 8)
-    # Of four samples a cut says little: what a batch needs may be far from the node's part.
-    batches = [located(order, start, 4) for start in range(0, 400, 4)]
+    # Of eight samples a cut says little: what a batch needs may be far from the node's part.
+    batches = [located(order, start, 8) for start in range(0, 400, 8)]
     ahead = Ahead([], order, node)
     wanted = list(dict.fromkeys(ahead._wanted(0, batches)))
     ahead.close()
     needed = list(dict.fromkeys(key for batch in batches for key in shards_of(batch, node)))
+    assert len(needed) > 4
     assert wanted[: len(needed)] == needed
     ((here, following),) = order.windows_ahead(0)
     windows = [set(here.shards.tolist()), set(following.shards.tolist())]

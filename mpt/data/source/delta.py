@@ -79,9 +79,9 @@ def read(
     location: str, text_key: str, selection: Delta, on_skip: Skip, meter: Meter
 ) -> Iterator[Document]:
     """Yield the documents in one column, of the rows that are selected."""
+    table, name = _open(location, selection), without_secrets(location)
     import pyarrow as pa
 
-    table, name = _open(location, selection), without_secrets(location)
     schema = pa.schema(table.schema())
     check_column(schema, text_key, name)
     chosen = _Chosen(schema, text_key, selection.predicate, name)
@@ -164,10 +164,13 @@ class _Chosen:
         found = {}
         for column in self.columns:
             kind = self._schema.field(column).type
-            if column in lying:
-                found[column] = lying[column]
-            else:
+            if column not in lying:
                 found[column] = pa.repeat(pa.scalar(file.partition.get(column), kind), count)
+                continue
+            try:
+                found[column] = lying[column].cast(kind)  # a file may have another kind of text
+            except pa.ArrowException as error:
+                raise DataError(f"{self._name}/{file.path}: {column}: {error}") from error
         return pa.table(found | ({} if isinstance(rows, int) else {ROW: rows}))
 
     def _filter(self, table: Any, where: str) -> Any:
@@ -199,7 +202,8 @@ def _load_at(table: Any, timestamp: str, name: str) -> None:
     when = datetime.fromisoformat(timestamp)
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     table.load_as_version(when)
-    made_ms = table.history(1)[0].get("timestamp")
+    commits = {entry.get("version"): entry.get("timestamp") for entry in table.history()}
+    made_ms = commits.get(table.version())
     if made_ms is not None and made_ms > when.timestamp() * 1000:  # deltalake takes the first one
         raise DataError(
             f"{name}: prepare.delta.timestamp: the table had no version yet at {timestamp}."

@@ -201,10 +201,10 @@ def _open(location: str, selection: Delta) -> Any:
 def _load_at(table: Any, timestamp: str, name: str) -> None:
     when = datetime.fromisoformat(timestamp)
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    made_ms = [entry["timestamp"] for entry in table.history() if "timestamp" in entry]
     table.load_as_version(when)
-    commits = {entry.get("version"): entry.get("timestamp") for entry in table.history()}
-    made_ms = commits.get(table.version())
-    if made_ms is not None and made_ms > when.timestamp() * 1000:  # deltalake takes the first one
+    # Of a time before all versions, deltalake makes the first one.
+    if made_ms and when.timestamp() * 1000 < min(made_ms):
         raise DataError(
             f"{name}: prepare.delta.timestamp: the table had no version yet at {timestamp}."
         )

@@ -20,8 +20,7 @@ from urllib.parse import urlsplit
 from mpt.errors import DataError, MptError
 
 BLOCK_BYTES = 1 << 20
-HTTP = ("http", "https")
-EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "http", "https": "http"}
+EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
 """What to install for each scheme of URL."""
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0)
 """Between attempts to read a URL on; the real pause is drawn from zero to twice as long."""
@@ -281,10 +280,10 @@ def _is_within(path: Path, directory: Path) -> bool:
 def _list_remote(location: str) -> list[str]:
     try:
         system, path = file_system(location)
-        if glob.has_magic(urlsplit(path).path if urlsplit(path).scheme in HTTP else path):
+        if glob.has_magic(path):
             return sorted(system.unstrip_protocol(name) for name in system.glob(path))
-        if urlsplit(location).scheme in HTTP or system.isfile(path):
-            return [location]  # a web server lists nothing that could be relied on
+        if system.isfile(path):
+            return [location]
         below = [(name, name[len(path) :].split("/")) for name in system.find(path)]
         return sorted(
             system.unstrip_protocol(name)

@@ -296,11 +296,11 @@ def test_a_missing_library_is_named_with_what_installs_it(
         read(path)
 
 
-@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gs"), ("https", "http")])
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gs")])
 def test_a_missing_file_system_is_named_with_what_installs_it(
     monkeypatch: pytest.MonkeyPatch, scheme: str, extra: str
 ) -> None:
-    for name in ("s3fs", "gcsfs", "fsspec.implementations.http"):
+    for name in ("s3fs", "gcsfs"):
         monkeypatch.setitem(sys.modules, name, None)
     registry = sys.modules["fsspec.registry"]._registry  # classes that were imported before
     monkeypatch.delitem(registry, scheme, raising=False)

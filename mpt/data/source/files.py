@@ -14,8 +14,9 @@ from mpt.data.source import lines, parquet, saved, text
 from mpt.data.source.compressed import decompress, inner_suffix
 from mpt.data.source.document import Document, Meter, Skip
 from mpt.data.source.look import Looked, look_at
+from mpt.data.source.opened import files_at, open_file
 from mpt.errors import DataError
-from mpt.storage import list_files, open_binary, without_secrets
+from mpt.storage import without_secrets
 
 TEXT_SUFFIX = re.compile(
     r"\.(txt|text|md|rst|tex|html?|xml|ya?ml|toml|proto|pyi?|c|h|cc|cpp|hpp|cu|go|rs"
@@ -28,20 +29,20 @@ ROWS = (".jsonl", ".parquet", ".arrow")
 
 def look(location: str) -> Iterator[Looked]:
     """Yield what the files of a source are, also those that are passed over."""
-    for file in list_files(location):
+    for file in files_at(location):
         yield look_at(file, _is_read(file, location))
 
 
 def read(location: str, text_key: str, on_skip: Skip, meter: Meter) -> Iterator[Document]:
     """Yield the documents of all files, in the order of their names."""
-    for file in list_files(location):
+    for file in files_at(location):
         name, suffix = without_secrets(file), inner_suffix(file)
         if not _is_read(file, location):
             on_skip(name, "not a text file")
         elif suffix == ".arrow":
             yield from saved.read_file(file, text_key, on_skip, meter)
         else:
-            with closing(open_binary(file)) as raw:
+            with closing(open_file(file)) as raw:
                 if suffix == ".parquet":
                     yield from parquet.read_file(raw, name, text_key, on_skip, meter)
                 else:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from mpt.data.source.opened import is_web
+from mpt.data.source.web import WebFile
 from mpt.errors import DataError
 from mpt.storage import file_system, is_url, without_secrets
-
-VERSION_KEYS = ("ETag", "Last-Modified")
-"""What a web server tells a file's versions apart by, which fsspec's own key leaves out."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,12 @@ def look_at(file: str, is_read: bool = True) -> Looked:
         if not is_url(file):
             status = os.stat(file)
             return Looked(name, status.st_size, str(status.st_mtime_ns), is_read)
+        if is_web(file):
+            with WebFile(file) as opened:
+                return Looked(name, opened.size, str(opened.version), is_read)
         system, path = file_system(file)
-        about = system.info(path)
-        signs = [system.ukey(path), *(about[key] for key in VERSION_KEYS if about.get(key))]
-        size = about.get("size")
-        known = size if isinstance(size, int) else None
-        return Looked(name, known, " ".join(map(str, signs)), is_read)
+        size = system.size(path)
+        return Looked(name, size, str(system.ukey(path)), is_read)
     except Exception as cause:  # each fsspec backend raises errors of its own
         what = type(cause).__name__ if name != file else str(cause)
         raise DataError(f"{name}: cannot be looked at: {what}") from cause

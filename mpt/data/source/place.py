@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from mpt.data.index import INDEX_NAME
 from mpt.data.remote import file_url
 from mpt.data.source.files import is_known
+from mpt.data.source.opened import has_file, is_web
 from mpt.errors import DataError
 from mpt.recipe.data import PYTHON_STDLIB, Cache
 from mpt.recipe.delta import DELTA_PREFIX, Delta
-from mpt.storage import HTTP, exists, is_url, without_secrets
+from mpt.storage import is_url, without_secrets
 
 Kind = Literal["stdlib", "files", "saved", "mds", "delta"]
 
@@ -84,10 +84,9 @@ def _kind_of_url(location: str) -> Kind:
         return "files"
 
     def has(name: str) -> bool:
-        return exists(file_url(location, name))
+        return has_file(file_url(location, name))
 
-    lists = urlsplit(location).scheme not in HTTP  # there, a directory is no thing to ask for
-    if lists and has(DELTA_LOG):
+    if not is_web(location) and has(DELTA_LOG):  # a web server knows no directories
         return "delta"
     if has(INDEX_NAME):
         return "mds"

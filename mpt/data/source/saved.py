@@ -19,8 +19,9 @@ from mpt.data.source.column import check_column, documents_of
 from mpt.data.source.document import Document, Meter, Skip
 from mpt.data.source.extras import needed
 from mpt.data.source.look import Looked, look_at
+from mpt.data.source.opened import open_file
 from mpt.errors import DataError
-from mpt.storage import is_url, open_binary, parse_json, without_secrets
+from mpt.storage import is_url, parse_json, without_secrets
 
 LIMIT_STATE_BYTES = 1 << 24
 END = b"\xff\xff\xff\xff\0\0\0\0"
@@ -46,7 +47,7 @@ def read_file(file: str, text_key: str, on_skip: Skip, meter: Meter) -> Iterator
     with needed("parquet", name):
         import pyarrow as pa
     first = 0
-    with closing(open_binary(file)) as raw:
+    with closing(open_file(file)) as raw:
         _check_end(raw, name)
         # A map is not read before it is looked at; of a URL, a whole batch is held in memory.
         stream = pa.PythonFile(raw) if is_url(file) else pa.memory_map(file)
@@ -61,7 +62,7 @@ def _files(location: str) -> list[str]:
     """Return the files that state.json lists."""
     path = file_url(location, "state.json")
     name = without_secrets(path)
-    with closing(open_binary(path)) as file:
+    with closing(open_file(path)) as file:
         payload = file.read(LIMIT_STATE_BYTES + 1)
     state = parse_json(payload, name)
     try:

@@ -166,7 +166,7 @@ def test_a_partition_that_is_not_chosen_is_not_opened(tmp_path: Path, table: Pat
         if add["partitionValues"]["lang"] != "en":
             (tmp_path / "t" / unquote(add["path"])).unlink()
     assert read(tmp_path / "t", predicate="lang = 'en'") == read(table, predicate="lang = 'en'")
-    with pytest.raises(DataError, match=r"\.parquet: cannot be read: .*removed by VACUUM\?"):
+    with pytest.raises(DataError, match=r"\.parquet: cannot be read: .*was it removed by VACUUM\?"):
         read(tmp_path / "t")
 
 
@@ -213,7 +213,7 @@ def test_a_column_that_older_files_lack_is_null_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("action", "words"),
     [
-        ({"add": {"path": "../../etc/x.parquet"}}, "cannot be read"),
+        ({"add": {"path": "../../etc/x.parquet"}}, "lies outside of the table"),
         ({"add": {"path": "/etc/x.parquet"}}, "lies outside of the table"),
         ({"add": {"path": "file:///etc/x.parquet"}}, "lies outside of the table"),
         ({"metaData": {"configuration": {"delta.columnMapping.mode": "name"}}}, "columnMapping"),

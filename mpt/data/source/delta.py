@@ -10,7 +10,7 @@ rows in no fixed order.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +25,7 @@ from mpt.data.source.look import Looked
 from mpt.errors import DataError
 from mpt.recipe.delta import Delta
 from mpt.recipe.predicate import columns_of, parse_predicate
-from mpt.storage import without_secrets
+from mpt.storage import open_binary, without_secrets
 
 READABLE = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
 """Features of tables that a reader must know, and that we do."""
@@ -85,18 +85,14 @@ def read(
     schema = pa.schema(table.schema())
     check_column(schema, text_key, name)
     chosen = _Chosen(schema, text_key, selection.predicate, name)
-    with _blamed(name):
-        from deltalake.fs import DeltaStorageHandler
-        from pyarrow.fs import PyFileSystem
-
-        system = PyFileSystem(DeltaStorageHandler(table.table_uri))
     for file in _files(table, name):
         if chosen.leaves_out(file):
             continue
         where = f"{name.rstrip('/')}/{file.path}"
-        with _blamed(where, "was the file removed by VACUUM?"):
-            raw = system.open_input_file(file.path)
-        with raw:
+        # deltalake's own way of reading files holds Python's lock while it waits for a server.
+        with _blamed(where, "was it removed by VACUUM?"):
+            raw = open_binary(f"{location.rstrip('/')}/{file.path}")
+        with closing(raw):
             opened = parquet.open_file(raw, where)
             yield from _read_file(opened, file, chosen, where, on_skip, meter)
 
@@ -235,7 +231,7 @@ def _files(table: Any, name: str) -> list[_File]:
     files = []
     for entry in found.select(columns).to_pylist():
         path = unquote(entry["path"])
-        if "://" in entry["path"] or path.startswith("/"):
+        if "://" in entry["path"] or path.startswith("/") or ".." in path.split("/"):
             raise DataError(f"{name}: its file {path:.200} lies outside of the table.")
         mask = kept.pop(_plain(path), None)
         partition = entry.get("partition") or {}
@@ -270,8 +266,8 @@ def _blamed(where: str, remedy: str = "") -> Iterator[None]:
     """Turn what the library raises into a DataError; its text may hold lines and colours."""
     try:
         yield
-    except DataError:
-        raise
     except Exception as error:  # the library's errors are of several kinds
+        if isinstance(error, DataError) and not remedy:
+            raise
         said = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
         raise DataError(f"{where}: cannot be read: {said:.400}; {remedy}".rstrip("; ")) from error

@@ -92,7 +92,8 @@ class WebFile(io.RawIOBase):
         """Return the next bytes, asked for as often as it takes; none at the end."""
         while self.size is None or self._place < self.size:
             try:
-                block = self._asked().read()
+                answer = self._asked()
+                block = bytes(self._ready) or answer.read()
                 if not block and self.size is not None:
                     raise TransientError(f"cut off after {self._place} of {self.size} bytes")
             except (TransientError, RefusedError) as error:

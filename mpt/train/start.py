@@ -120,9 +120,9 @@ def _make_ready(
         _check_beginning(cfg, Path(cfg.train.init_from), tell)
     with progress() as watch:
         prepare(cfg, progress=watch)
-    dataset_hashes = _check_data(cfg)
+    dataset_hashes, lineage = _check_data(cfg)
     _check_same_data(run_dir, dataset_hashes)
-    _write_run_directory(cfg, run_dir, source, dataset_hashes)
+    _write_run_directory(cfg, run_dir, source, {"datasets": dataset_hashes, "lineage": lineage})
     if changes:
         Journal(run_dir).event("recipe_changed", changes=changes)
         for key, (old, new) in changes.items():
@@ -202,10 +202,14 @@ def _check_beginning(cfg: Recipe, source: Path, tell: Tell) -> None:
         )
 
 
-def _check_data(cfg: Recipe) -> dict[str, str]:
-    """Check tokenizer and datasets before any worker is started; return what identifies them."""
+def _check_data(cfg: Recipe) -> tuple[dict[str, str], dict[str, Any]]:
+    """Check tokenizer and datasets before any worker is started.
+
+    Returns:
+        What identifies each; and what each dataset that mpt made says of how it came to be.
+    """
     tokenizer = load_tokenizer(Path(cfg.tokenizer.path))
-    found = {"tokenizer": tokenizer.sha256}
+    found, lineage = {"tokenizer": tokenizer.sha256}, {}
     paths = {name: stream.path for name, stream in cfg.data.streams.items()}
     if cfg.data.eval is not None:
         paths["eval"] = cfg.data.eval.path
@@ -216,7 +220,9 @@ def _check_data(cfg: Recipe) -> dict[str, str]:
         if cfg.data.verify and not dataset.is_remote and (faults := verify(dataset)):
             raise DataError("; ".join(faults))
         found[name] = dataset.index_sha256
-    return found
+        if dataset.about is not None:
+            lineage[name] = asdict(dataset.about)
+    return found, lineage
 
 
 def _check_same_data(run_dir: Path, found: dict[str, str]) -> None:
@@ -233,7 +239,7 @@ def _check_same_data(run_dir: Path, found: dict[str, str]) -> None:
 
 
 def _write_run_directory(
-    cfg: Recipe, run_dir: Path, source: Path | None, datasets: dict[str, str]
+    cfg: Recipe, run_dir: Path, source: Path | None, data: dict[str, Any]
 ) -> None:
     recipe.freeze(cfg, run_dir / RECIPE)
     begins = _is_untouched(run_dir)
@@ -242,7 +248,7 @@ def _write_run_directory(
     if begins or not (run_dir / PROVENANCE).exists():
         provenance: dict[str, Any] = {
             "recipe_sha256": recipe.recipe_hash(cfg),
-            "datasets": datasets,
+            **data,
             "host": socket.gethostname(),
             "platform": platform.platform(),
             "versions": versions(),

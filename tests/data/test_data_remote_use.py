@@ -71,7 +71,8 @@ def test_a_recipe_of_remote_data_is_ready_without_a_shard_being_fetched(tmp_path
         data = Data(streams=streams, eval=held_out, cache=cache_in(tmp_path))
         remote = replace(local, data=data, prepare=None)
         assert prepare(remote).streams["only"].shards == made.streams["only"].shards
-        found = _check_data(remote)
+        found, lineage = _check_data(remote)
+        assert lineage["only"]["source"] == str(texts)
         assert found["only"] == hash_file(tmp_path / "web" / "train" / "index.json")
         assert {name.partition("/")[2] for name, _ in server.requests} == {
             "index.json",

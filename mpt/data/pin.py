@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from mpt.data.plan import Plan, Progress
 from mpt.data.source import Source, delta, find_source
+from mpt.data.write import partial_of
 from mpt.errors import DataError
 from mpt.storage import atomic_write, read_json
 
 LIMIT_BYTES = 1 << 16
 
 
-def pin(plan: Plan) -> Plan:
-    """Return the plan with what it reads, at one version.
+@contextmanager
+def pinned(plan: Plan) -> Iterator[Plan]:
+    """Give the plan with what it reads, at one version until all is made of it.
 
     The version of a table that the recipe leaves open is the newest when the work begins; it is
-    written beside the dataset, where a call that goes on after a kill finds it.
+    written beside the dataset, where a call that goes on after a kill or a failure finds it.
 
     Raises:
         DataError: no such source or version, or one that cannot be read any more.
     """
+    try:
+        yield _pinned(plan)
+    finally:
+        if not any(partial_of(path).exists() for path in plan.paths.values()):
+            unpin(plan)  # all is made, or nothing is kept
+
+
+def unpin(plan: Plan) -> None:
+    """Forget the version."""
+    if (path := _path(plan)).exists():
+        path.unlink(missing_ok=True)
+
+
+def _pinned(plan: Plan) -> Plan:
     source = find_source(plan.source.source, plan.source.text_key, plan.source.delta, plan.cache)
     if source.kind != "delta" or source.selection.version is not None:
         return replace(plan, reads=source)
@@ -35,11 +53,6 @@ def pin(plan: Plan) -> Plan:
     selection = delta.pinned(source.location, source.selection)
     atomic_write(path, json.dumps({"asked": asked, "version": selection.version}) + "\n")
     return replace(plan, reads=replace(source, selection=selection))
-
-
-def unpin(plan: Plan) -> None:
-    """Forget the version: all that was to be made of it is there."""
-    _path(plan).unlink(missing_ok=True)
 
 
 def _at(source: Source, version: int, path: Path, plan: Plan) -> Source:

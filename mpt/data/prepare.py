@@ -13,7 +13,7 @@ from pathlib import Path
 from mpt.data.batches import Split, batches, split_of
 from mpt.data.dataset import Dataset, check_tokenizer, open_dataset
 from mpt.data.index import has_index
-from mpt.data.pin import pin, unpin
+from mpt.data.pin import pinned, unpin
 from mpt.data.plan import Plan, Progress, Watch
 from mpt.data.write import write_datasets
 from mpt.errors import DataError
@@ -122,12 +122,14 @@ def _plan(recipe: Recipe, source: section.Prepare, watch: Watch, workers: int) -
 def _make(plan: Plan, recipe: Recipe) -> tuple[Path, ...]:
     """Make what is missing and return it; whatever is there must be what this plan makes."""
     with ExitStack() as stack:
-        if not is_prepared(recipe):
+        if is_prepared(recipe):
+            unpin(plan)  # a kill may have come just before that
+        else:
             outputs = [plan.tokenizer, *plan.paths.values()]
             for folder in sorted({path.resolve().parent for path in outputs}):  # no deadlock
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(folder / LOCK_NAME, lambda: plan.watch(WAITING)))
-            plan = pin(plan)
+            plan = stack.enter_context(pinned(plan))
         made = _make_tokenizer(plan)
         tokenizer = load_tokenizer(plan.tokenizer)
         check_tokenizer(tokenizer, plan.model)
@@ -137,7 +139,6 @@ def _make(plan: Plan, recipe: Recipe) -> tuple[Path, ...]:
         absent = [s for s, path in plan.paths.items() if not has_index(path)]
         if absent:
             write_datasets(plan, absent, tokenizer)
-        unpin(plan)
         return *made, *(plan.paths[split] for split in absent)
 
 

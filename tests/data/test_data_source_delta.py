@@ -313,6 +313,22 @@ def test_a_version_that_is_gone_when_the_work_goes_on_is_said(
     assert about.source_version == "1"
 
 
+def test_a_failure_that_leaves_nothing_ties_nobody_to_a_version(
+    tmp_path: Path, growing: Path
+) -> None:
+    recipe = recipe_for(tmp_path / "out", growing, eval_fraction=1e-9)
+    with pytest.raises(DataError, match="0 documents for eval"):
+        prepare(recipe, workers=1)
+    assert not list((tmp_path / "out").glob("*.source.json"))
+    append(growing, [{"text": text} for text in some_texts(20, seed=2)])
+    about = prepare(recipe_for(tmp_path / "out", growing), workers=1).streams["only"].about
+    assert about is not None
+    assert about.source_version == "1"
+    assert {path.name for path in (tmp_path / "out").iterdir()} - {".mpt-prepare.lock"} == {
+        *("tokenizer.model", "train", "eval")
+    }
+
+
 def test_a_dataset_of_another_selection_is_in_the_way(tmp_path: Path, growing: Path) -> None:
     recipe = recipe_for(tmp_path / "out", growing)
     prepare(recipe, workers=1)

@@ -120,7 +120,7 @@ def test_what_is_prepared_from_afar_is_what_is_prepared_from_here(
 ) -> None:
     for name, source in (("here", f"{site.directory}/x.jsonl"), ("far", f"{site.url}/x.jsonl")):
         write_tokenizer(tmp_path / name / "tokenizer.model")
-        recipe = recipe_for(tmp_path / name, source)
+        recipe = recipe_for(tmp_path / name, source, shard_bytes=1 << 20)
         cached = replace(recipe.data, cache=cache_in(tmp_path))
         prepare(replace(recipe, data=cached), workers=1)
     far, here = files_of(tmp_path / "far"), files_of(tmp_path / "here")

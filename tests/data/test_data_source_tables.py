@@ -306,3 +306,13 @@ def test_a_missing_file_system_is_named_with_what_installs_it(
     monkeypatch.delitem(registry, scheme, raising=False)
     with pytest.raises(DataError, match=rf"pip install 'mpt-train\[{extra}\]'"):
         read(f"{scheme}://bucket/x.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["saved", "delta"])
+def test_a_file_that_is_a_link_out_of_its_dataset_is_refused(tmp_path: Path, kind: str) -> None:
+    folder = KINDS[kind](tmp_path / kind, ["a"])
+    file = next(path for path in folder.iterdir() if path.suffix in (".arrow", ".parquet"))
+    file.rename(tmp_path / "outside")
+    file.symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match="a link that leads out of the dataset"):
+        read(folder)

@@ -22,10 +22,11 @@ from mpt.data.source.document import Document, Meter, Skip
 from mpt.data.source.extras import needed
 from mpt.data.source.filtering import expression
 from mpt.data.source.look import Looked
+from mpt.data.source.opened import open_within
 from mpt.errors import DataError
 from mpt.recipe.delta import Delta
 from mpt.recipe.predicate import columns_of, parse_predicate
-from mpt.storage import open_binary, without_secrets
+from mpt.storage import without_secrets
 
 READABLE = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
 """Features of tables that a reader must know, and that we do."""
@@ -91,7 +92,7 @@ def read(
         where = f"{name.rstrip('/')}/{file.path}"
         # deltalake's own way of reading files holds Python's lock while it waits for a server.
         with _blamed(where, "was it removed by VACUUM?"):
-            raw = open_binary(f"{location.rstrip('/')}/{file.path}")
+            raw = open_within(location, file.path)
         with closing(raw):
             opened = parquet.open_file(raw, where)
             yield from _read_file(opened, file, chosen, where, on_skip, meter)

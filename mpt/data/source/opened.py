@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
 from mpt.data.source.web import WebFile, is_there
+from mpt.data.store import local_file
 from mpt.errors import DataError
-from mpt.storage import exists, list_files, open_binary, without_secrets
+from mpt.storage import exists, is_url, list_files, open_binary, without_secrets
 
 
 def open_file(location: str) -> BinaryIO:
@@ -23,6 +25,17 @@ def open_file(location: str) -> BinaryIO:
         return cast(BinaryIO, io.BufferedReader(WebFile(location), 1 << 20))
     except OSError as error:
         raise DataError(f"{without_secrets(location)}: cannot be opened: {error}") from error
+
+
+def open_within(directory: str, name: str) -> BinaryIO:
+    """Open a file that a directory's own list names; as open_file.
+
+    Raises:
+        DataError: also for a link that leads out of the directory.
+    """
+    if not is_url(directory):
+        local_file(Path(directory), name)
+    return open_file(f"{directory.rstrip('/')}/{name}")
 
 
 def files_at(location: str) -> list[str]:

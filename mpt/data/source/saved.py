@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from mpt.data.remote import file_url
@@ -20,6 +21,7 @@ from mpt.data.source.document import Document, Meter, Skip
 from mpt.data.source.extras import needed
 from mpt.data.source.look import Looked, look_at
 from mpt.data.source.opened import open_file
+from mpt.data.store import local_file
 from mpt.errors import DataError
 from mpt.storage import is_url, parse_json, without_secrets
 
@@ -38,6 +40,8 @@ def look(location: str) -> Iterator[Looked]:
 def read(location: str, text_key: str, on_skip: Skip, meter: Meter) -> Iterator[Document]:
     """Yield the documents of one split."""
     for file in _files(location):
+        if not is_url(file):
+            local_file(Path(location), os.path.basename(file))  # no link that leads out
         yield from read_file(file, text_key, on_skip, meter)
 
 

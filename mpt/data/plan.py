@@ -13,7 +13,7 @@ from mpt.data.about import About
 from mpt.data.batches import Split
 from mpt.data.source import Document, Meter, Source, documents
 from mpt.recipe import data as section
-from mpt.recipe.delta import DELTA_PREFIX
+from mpt.recipe.delta import DELTA_PREFIX, Delta
 from mpt.recipe.model import Model
 from mpt.storage import without_secrets
 from mpt.tokenizer import Tokenizer
@@ -84,12 +84,13 @@ class Plan:
 
     def about(self, split: Split, tokenizer: Tokenizer) -> About:
         """Return what a dataset made by this plan says of itself, before any text is in it."""
+        chosen = self.source.delta or Delta()
         return About(
             tokenizer_sha256=tokenizer.sha256,
             vocab_size=tokenizer.vocab_size,
             eod_id=tokenizer.eod_id,
             source=self.name,
-            selection=asdict(self.source.delta) if self.source.delta else None,
+            selection=None if chosen == Delta() else asdict(chosen),
             text_key=self.source.text_key,
             split=split,
             eval_fraction=self.eval_fraction,

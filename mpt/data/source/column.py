@@ -15,10 +15,11 @@ def check_column(schema: Any, text_key: str, name: str) -> None:
     Raises:
         DataError: names the columns that could be meant.
     """
-    if schema.names.count(text_key) != 1:
+    if (count := schema.names.count(text_key)) != 1:
+        what = "no column" if not count else "more than one column"
         seen = ", ".join(schema.names[:20])
         raise DataError(
-            f"{name}: no one column {text_key!r} (there are: {seen:.400}); "
+            f"{name}: {what} {text_key!r} (there are: {seen:.400}); "
             "set prepare.text_key to the one that holds the text."
         )
     if not _is_text(schema.field(text_key).type):

@@ -39,6 +39,8 @@ TokenizerFile = Annotated[Path | None, typer.Option(help="Shows samples as text.
 SHOWN_IDS = 32
 STAGES = {
     "waiting": "waiting for another process that prepares here",
+    "version": "going on with the version of the table that the call read that was cut short; "
+    "delete *.source.json beside the dataset to begin with the newest",
     "tokenizer": "training a tokenizer",
     "again": "the source or a setting has changed since a call that was cut short; starting over",
     "resuming": "going on from the finished shards of a call that was cut short",
@@ -111,27 +113,30 @@ def inspect(
 @app.command()
 def verify(path: DatasetPath, as_json: AsJson = False) -> None:
     """Read every shard and name each that is missing or corrupt; exit code 3 if there is one."""
-    from mpt.data.dataset import open_dataset
+    from mpt.data.dataset import content_fault, open_dataset
     from mpt.data.dataset import verify as verify_dataset
-    from mpt.data.hashes import checkable_hashes
+    from mpt.data.hashes import checkable_hashes, content_hash
 
     dataset = open_dataset(path)
-    faults = verify_dataset(dataset)
+    faults, content = verify_dataset(dataset), content_fault(dataset)
     unhashed = sum(not checkable_hashes(shard) for shard in dataset.shards)
     if as_json:
         result = {
             "shards": len(dataset.shards),
             "without_checkable_hash": unhashed,
-            "faults": faults,
+            "content_sha256": content_hash(dataset.shards),
+            "faults": [*faults, *([content] if content else [])],
         }
         typer.echo(json.dumps(result))
     else:
         for fault in faults:
             typer.echo(_printable(fault))
         typer.echo(f"{len(dataset.shards) - len(faults):,} of {len(dataset.shards):,} shards sound")
+        if content:
+            typer.echo(_printable(content))
         if unhashed:
             typer.echo(f"{unhashed:,} have no hash that can be checked: only their structure was")
-    if faults:
+    if faults or content:
         raise typer.Exit(EXIT_DATA)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import os
+import random
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,12 @@ from urllib.parse import urlsplit
 from mpt.errors import DataError, MptError
 
 BLOCK_BYTES = 1 << 20
+EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
+"""What to install for each scheme of URL."""
+PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Between attempts to read a URL on; the real pause is drawn from zero to twice as long."""
+LASTING = FileNotFoundError, PermissionError, ImportError, ValueError, TypeError
+"""Of the errors of a URL, those that another attempt does not mend."""
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -130,17 +139,101 @@ def without_secrets(location: str) -> str:
 def open_binary(location: str) -> BinaryIO:
     """Open a local path or fsspec URL to be read as bytes.
 
+    What passes, such as a connection that breaks while a URL is read, is tried again.
+
     Raises:
         DataError: it cannot be opened; names the location and the cause.
     """
     try:
         if not is_url(location):
             return Path(location).open("rb")
-        import fsspec
-
-        return cast(BinaryIO, fsspec.open(location, "rb").open())
+        system, path = file_system(location)
+        return cast(BinaryIO, io.BufferedReader(_Steady(system.open(path, "rb"), location)))
     except Exception as cause:  # each fsspec backend raises errors of its own
-        raise DataError(f"{without_secrets(location)}: cannot be opened: {cause}") from cause
+        raise _failed(location, "opened", cause) from cause
+
+
+def file_system(location: str) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL, and the path within it."""
+    from fsspec.core import url_to_fs
+
+    found: tuple[Any, str] = url_to_fs(location)
+    return found
+
+
+def exists(location: str) -> bool:
+    """Say whether there is something at a local path or fsspec URL.
+
+    Raises:
+        DataError: one cannot tell; names the location and the cause.
+    """
+    try:
+        if not is_url(location):
+            return os.path.exists(location)
+        system, path = file_system(location)
+        return bool(system.exists(path))
+    except Exception as cause:  # each fsspec backend raises errors of its own
+        raise _failed(location, "listed", cause) from cause
+
+
+class _Steady(io.RawIOBase):
+    """A file at a URL that is read on from the same byte after faults that pass."""
+
+    def __init__(self, file: Any, location: str) -> None:
+        self._file = file
+        self._location = location
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        place = self.tell()
+        pauses_s = iter(PAUSES_S)
+        while True:
+            try:
+                data = self._file.read(len(buffer))
+                break
+            except Exception as cause:  # noqa: BLE001 - each backend raises errors of its own
+                pause_s = next(pauses_s, None)
+                if pause_s is None or isinstance(cause, LASTING) or not self.seekable():
+                    raise OSError(_said(self._location, cause)) from None
+            time.sleep(random.uniform(0.0, 2 * pause_s))
+            self._file.seek(place)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _failed(location: str, verb: str, cause: Exception) -> DataError:
+    """Return what to raise, with the extra to install where the library of a URL is missing."""
+    where = without_secrets(location)
+    scheme = urlsplit(location).scheme
+    if isinstance(cause, ImportError) and scheme in EXTRAS:
+        return DataError(
+            f"{where}: {scheme}:// needs a library that is not here; "
+            f"pip install 'mpt-train[{EXTRAS[scheme]}]'."
+        )
+    return DataError(f"{where}: cannot be {verb}: {_said(location, cause)}")
+
+
+def _said(location: str, cause: Exception) -> str:
+    """Return what an error says, or only its kind where its text may tell a secret of the URL."""
+    if without_secrets(location) != location:
+        return type(cause).__name__
+    return str(cause) or type(cause).__name__
 
 
 def list_files(location: str) -> list[str]:
@@ -186,9 +279,7 @@ def _is_within(path: Path, directory: Path) -> bool:
 
 def _list_remote(location: str) -> list[str]:
     try:
-        from fsspec.core import url_to_fs
-
-        system, path = url_to_fs(location)
+        system, path = file_system(location)
         if glob.has_magic(path):
             return sorted(system.unstrip_protocol(name) for name in system.glob(path))
         if system.isfile(path):
@@ -200,4 +291,4 @@ def _list_remote(location: str) -> list[str]:
             if not any(part.startswith(".") for part in parts)
         )
     except Exception as cause:  # each fsspec backend raises errors of its own
-        raise DataError(f"{without_secrets(location)}: cannot be listed: {cause}") from cause
+        raise _failed(location, "listed", cause) from cause

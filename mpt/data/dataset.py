@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpt.data.about import About, parse_about
 from mpt.data.descriptions import ABOUT_NAME, read_descriptions
-from mpt.data.hashes import wrong_hash
+from mpt.data.hashes import content_hash, wrong_hash
 from mpt.data.index import INDEX_NAME, parse_index
 from mpt.data.order import WINDOW_SHARDS
 from mpt.data.shard import Shard, ShardInfo
@@ -22,42 +23,13 @@ from mpt.recipe.data import Cache
 from mpt.recipe.model import Model
 from mpt.recipe.problem import Problem
 from mpt.recipe.recipe import Recipe
-from mpt.storage import is_url, parse_json, without_secrets
+from mpt.storage import is_url, without_secrets
 from mpt.tokenizer import Tokenizer, load_tokenizer
 
 MAX_OPEN_SHARDS = 64
 """Maps kept open: a few shuffle windows, far below what a process may map."""
 MAX_OPEN_COPIES = WINDOW_SHARDS
 """Of copies, which are not evicted while they are mapped: what a batch reads, and no more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class About:
-    """How a dataset came to be: the content of dataset.json."""
-
-    tokenizer_sha256: str
-    vocab_size: int
-    """Of the tokenizer."""
-    eod_id: int
-    source: str
-    text_key: str
-    split: str
-    """train or eval."""
-    eval_fraction: float
-    """Share of the source's documents that went to eval; by hash, so no text is in both."""
-    created_by: str
-    documents: int = 0
-    tokens: int = 0
-    """Of all documents, one end-of-document token each included."""
-    dropped_tokens: int = 0
-    """The last of them, which did not fill a sample."""
-    text_bytes: int = 0
-    """UTF-8 bytes of the documents."""
-
-    @property
-    def tokens_per_byte(self) -> float:
-        """Times nats per token, over ln 2, are bits per byte."""
-        return self.tokens / self.text_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +138,7 @@ def open_dataset(location: Path | str, cache: Cache | None = None) -> Dataset:
         location=where,
         shards=shards,
         sample_length=lengths.pop() or 0,
-        about=_parse_about(files.about, f"{where}/{ABOUT_NAME}"),
+        about=parse_about(files.about, f"{where}/{ABOUT_NAME}"),
         index_sha256=hashlib.sha256(files.index).hexdigest(),
         store=files.store,
     )
@@ -191,6 +163,18 @@ def verify(dataset: Dataset, *, rank: int = 0, world_size: int = 1) -> list[str]
         except DataError as fault:
             faults.append(str(fault))
     return faults
+
+
+def content_fault(dataset: Dataset) -> str | None:
+    """Return in what the shards of the index are not the ones the dataset was made of, if any."""
+    found = content_hash(dataset.shards)
+    if dataset.about is None or found is None or found == dataset.about.content_sha256:
+        return None
+    return (
+        f"{dataset.location}: {INDEX_NAME} lists other content (sha256 {found:.16}...) than "
+        f"{ABOUT_NAME} is about ({dataset.about.content_sha256:.16}...); the two files belong to "
+        "different datasets: fetch both again, or prepare the dataset again."
+    )
 
 
 def _check_hashes(dataset: Dataset, number: int) -> None:
@@ -240,6 +224,8 @@ def check_dataset(dataset: Dataset, model: Model, tokenizer: Tokenizer) -> None:
         DataError: says both values, and what to change.
     """
     check_tokenizer(tokenizer, model)
+    if fault := content_fault(dataset):
+        raise DataError(fault)
     path, about = dataset.location, dataset.about
     if dataset.sample_length != model.max_seq_len:
         raise DataError(
@@ -251,16 +237,3 @@ def check_dataset(dataset: Dataset, model: Model, tokenizer: Tokenizer) -> None:
             f"{path}: made with the tokenizer of sha256 {about.tokenizer_sha256:.12}..., but the "
             f"recipe's is {tokenizer.sha256:.12}...; name that one, or prepare another dataset."
         )
-
-
-def _parse_about(payload: bytes | None, where: str) -> About | None:
-    if payload is None:
-        return None
-    about = parse_json(payload, where)
-    if not isinstance(about, dict):
-        raise DataError(f"{where}: not an object.")
-    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int)}
-    for entry in fields(About):
-        if type(about.get(entry.name)) not in kinds[str(entry.type)]:
-            raise DataError(f"{where}: {entry.name}: {about.get(entry.name)!r:.80} cannot be.")
-    return About(**{entry.name: about[entry.name] for entry in fields(About)})

@@ -3,51 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mpt.data.source import files_of, is_read
-from mpt.errors import DataError
-from mpt.storage import is_url, without_secrets
+from mpt.data.source import Source
+from mpt.data.source.documents import look
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of all files of a source."""
+    """Of all that the documents of a source are a function of."""
 
     digest: str
-    """Of their names, sizes and ages; of URLs what their file system tells them apart by."""
+    """Of the names, sizes and ages of its files; of URLs, of what their file system tells them
+    apart by; of a table, of its version's files too."""
     source_bytes: int | None
     """Of the files that are read, as they lie there; null where one does not say."""
+    version: str
+    """What people call it by: the number of a Delta table's version; else the digest."""
 
 
-def fingerprint(source: str) -> Fingerprint:
-    """Look at the files of a source without reading them.
+def fingerprint(source: Source) -> Fingerprint:
+    """Look at a source without reading it.
 
     Raises:
         DataError: no such source, or a file that went away meanwhile.
     """
-    digest = hashlib.sha256(b"mpt source 1")
+    digest = hashlib.sha256(b"mpt source 2")
     total: int | None = 0
-    for file, size, version in _look(source):
-        digest.update(f"{len(file)} {file} {size} {version}\n".encode("utf-8", "surrogateescape"))
-        if is_read(file, source) and total is not None:
-            total = None if size is None else total + size
-    return Fingerprint(digest.hexdigest(), total)
-
-
-def _look(source: str) -> Iterator[tuple[str, int | None, str]]:
-    """Yield name, bytes and version of each file."""
-    for file in files_of(source):
-        try:
-            if is_url(file):
-                from fsspec.core import url_to_fs
-
-                system, path = url_to_fs(file)
-                yield without_secrets(file), system.size(path), system.ukey(path)
-            else:
-                status = os.stat(file)
-                yield file, status.st_size, str(status.st_mtime_ns)
-        except Exception as cause:  # each fsspec backend raises errors of its own
-            raise DataError(f"{without_secrets(file)}: cannot be looked at: {cause}") from cause
+    for seen in look(source):
+        line = f"{len(seen.name)} {seen.name} {seen.size} {seen.version}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+        if seen.is_read and total is not None:
+            total = None if seen.size is None else total + seen.size
+    version = source.selection.version
+    return Fingerprint(
+        digest.hexdigest(), total, digest.hexdigest() if version is None else str(version)
+    )

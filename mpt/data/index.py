@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mpt.data.shard import COLUMN, LIMIT_BYTES, Encoding, ShardInfo, ZippedFile, shard_config
+from mpt.data.textshard import Column, TextShardInfo
 from mpt.errors import DataError
 from mpt.storage import parse_json
 
@@ -51,13 +52,23 @@ def parse_index(payload: bytes, where: str) -> tuple[ShardInfo, ...]:
     Raises:
         DataError: damaged, hostile or of a kind that is not read; names the shard and the key.
     """
+    return tuple(entry.info() for entry in _entries(payload, where))
+
+
+def parse_text_index(payload: bytes, where: str) -> tuple[TextShardInfo, ...]:
+    """Return the shards of any columns that the bytes of an index.json name; as parse_index."""
+    return tuple(entry.text_info() for entry in _entries(payload, where))
+
+
+def _entries(payload: bytes, where: str) -> Iterator[_Entry]:
     index = parse_json(payload, where)
     if not isinstance(index, dict) or index.get("version") != 2:
         raise DataError(f"{where}: not an MDS index of version 2.")
     entries = index.get("shards")
     if not isinstance(entries, list):
         raise DataError(f"{where}: shards: not a list.")
-    return tuple(_Entry(entry, f"{where}: shards[{i}]").info() for i, entry in enumerate(entries))
+    for number, entry in enumerate(entries):
+        yield _Entry(entry, f"{where}: shards[{number}]")
 
 
 class _Entry:
@@ -71,18 +82,38 @@ class _Entry:
 
     def info(self) -> ShardInfo:
         """Return the entry with every value checked."""
+        basename, file_bytes, samples, hashes = self._raw_file()
+        encoding = self._encoding()
+        return ShardInfo(basename, file_bytes, samples, encoding, hashes, self._zipped())
+
+    def text_info(self) -> TextShardInfo:
+        """Return the entry, whatever its columns, with every value checked."""
+        basename, file_bytes, samples, hashes = self._raw_file()
+        columns = self._columns()
+        return TextShardInfo(basename, file_bytes, samples, columns, hashes, self._zipped())
+
+    def _raw_file(self) -> tuple[str, int, int, dict[str, str]]:
+        """Return name, bytes, samples and hashes of the shard as it is mapped."""
         if self._entry.get("format") != "mds" or self._entry.get("version") != 2:
             self._refuse("format", self._entry.get("format"), "mds of version 2")
         basename, file_bytes, hashes = self._file("raw_data")
-        return ShardInfo(
-            basename=basename,
-            file_bytes=file_bytes,
-            # Each sample takes an offset of 4 bytes, so this bounds what a reader allocates.
-            samples=self._count(self._entry.get("samples"), "samples", file_bytes // 4),
-            encoding=self._encoding(),
-            hashes=hashes,
-            zipped=self._zipped(),
-        )
+        # Each sample takes an offset of 4 bytes, so this bounds what a reader allocates.
+        samples = self._count(self._entry.get("samples"), "samples", file_bytes // 4)
+        return basename, file_bytes, samples, hashes
+
+    def _columns(self) -> tuple[Column, ...]:
+        names = self._get("column_names", list, "a list")
+        encodings = self._get("column_encodings", list, "a list")
+        sizes = self._get("column_sizes", list, "a list")
+        if not len(names) == len(encodings) == len(sizes) > 0:
+            self._refuse("column_sizes", sizes, "as long as column_names and column_encodings")
+        for name, encoding in zip(names, encodings, strict=True):
+            if not isinstance(name, str) or not isinstance(encoding, str):
+                self._refuse("column_names", names, "a list of texts, with encodings")
+        for size in sizes:
+            if size is not None:
+                self._count(size, "column_sizes", LIMIT_BYTES)
+        return tuple(map(Column, names, encodings, sizes))
 
     def _zipped(self) -> ZippedFile | None:
         """Return the compressed file, if the shard lies in one."""

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpt.data.dataset import About
+from mpt.data.about import About
 from mpt.data.descriptions import ABOUT_NAME
 from mpt.data.encode import Encoded
+from mpt.data.hashes import content_hash
 from mpt.data.index import INDEX_NAME, format_index
 from mpt.data.journal import Journal, Mark
 from mpt.data.shard import LIMIT_BYTES, Encoding, ShardInfo, write_shard
@@ -127,6 +128,7 @@ class DatasetWriter:
         """Write the last shard, then what the dataset is about, then the index."""
         if self._n_waiting:
             self._flush()
+        about = replace(about, content_sha256=content_hash(self.shards) or "")
         text = json.dumps(asdict(about), indent=2, sort_keys=True) + "\n"
         atomic_write(self._path / ABOUT_NAME, text)
         atomic_write(self._path / INDEX_NAME, format_index(self.shards, self._shard_bytes))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import chain, islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -31,6 +31,9 @@ PER_WORKER = 2
 """Batches under way per worker: one in its hands, one ready for it."""
 IN_FLIGHT_BYTES = 1 << 28
 """Text of all batches under way, unless a single one is larger."""
+PATIENCE_S = 120.0
+SLOWEST_BYTES_S = 20_000
+"""A worker that takes longer than this for a batch, a hundredth of its speed, does not answer."""
 ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -64,6 +67,7 @@ class _Pool:
     ) -> None:
         self._workers: list[_Worker] = []
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._holders: dict[int, _Worker] = {}
         self._most = PER_WORKER * workers
         self._threads = ThreadPoolExecutor(workers)
         try:
@@ -98,18 +102,34 @@ class _Pool:
             while waiting and (len(waiting) >= self._most or under_way + size > IN_FLIGHT_BYTES):
                 done, future = waiting.popleft()
                 under_way -= done.text_bytes
-                yield done, future.result()
+                yield done, self._result(done, future)
             waiting.append((batch, self._threads.submit(self._encode, batch, wanted)))
             under_way += size
         while waiting:
             done, future = waiting.popleft()
-            yield done, future.result()
+            yield done, self._result(done, future)
+
+    def _result(self, batch: Batch, future: Future[Result]) -> Result:
+        """Wait for the oldest batch, which always has a worker; DataError if that is stuck."""
+        limit_s = PATIENCE_S + batch.text_bytes / SLOWEST_BYTES_S
+        wait([future], limit_s)
+        if not future.done():
+            worker = self._holders.get(batch.number)
+            who = f", {worker.process.pid} ({worker.state()})," if worker else ""
+            raise DataError(
+                f"{batch.first} to {batch.last}: the process that tokenizes them{who} has not "
+                f"answered for {limit_s:.0f} s. Finished shards are kept: the same command goes on "
+                "from there."
+            )
+        return future.result()
 
     def _encode(self, batch: Batch, wanted: list[Split]) -> Result:
         worker = self._idle.get()
+        self._holders[batch.number] = worker
         try:
             return worker.encode(batch, wanted)
         finally:
+            del self._holders[batch.number]
             self._idle.put(worker)
 
     def _end(self) -> None:
@@ -167,6 +187,15 @@ class _Worker:
         for split, (documents, text_bytes, n_tokens) in answer.items():
             result[split], ids = Encoded(documents, text_bytes, ids[:n_tokens]), ids[n_tokens:]
         return result
+
+    def state(self) -> str:
+        """Say what the process is doing, by the system's word for it."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/stat").read_text()
+        except OSError:
+            return "it is gone"
+        letter = status.rpartition(")")[2].split()[0]
+        return {"T": "it is stopped", "D": "it waits for a disk"}.get(letter, "it runs")
 
     def close(self) -> None:
         self._line.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 from mpt.data.batches import Split, batches, split_of
 from mpt.data.dataset import Dataset, check_tokenizer, open_dataset
 from mpt.data.index import has_index
+from mpt.data.pin import pinned, unpin
 from mpt.data.plan import Plan, Progress, Watch
 from mpt.data.write import write_datasets
 from mpt.errors import DataError
@@ -108,6 +109,7 @@ def _plan(recipe: Recipe, source: section.Prepare, watch: Watch, workers: int) -
             raise DataError(f"{held_out.path}: lies in the same place as {stream.path}.")
     return Plan(
         source=source,
+        cache=recipe.data.cache,
         eval_fraction=source.eval_fraction if held_out else 0.0,
         model=recipe.model,
         tokenizer=Path(recipe.tokenizer.path),
@@ -120,11 +122,14 @@ def _plan(recipe: Recipe, source: section.Prepare, watch: Watch, workers: int) -
 def _make(plan: Plan, recipe: Recipe) -> tuple[Path, ...]:
     """Make what is missing and return it; whatever is there must be what this plan makes."""
     with ExitStack() as stack:
-        if not is_prepared(recipe):
+        if is_prepared(recipe):
+            unpin(plan)  # a kill may have come just before that
+        else:
             outputs = [plan.tokenizer, *plan.paths.values()]
             for folder in sorted({path.resolve().parent for path in outputs}):  # no deadlock
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(folder / LOCK_NAME, lambda: plan.watch(WAITING)))
+            plan = stack.enter_context(pinned(plan))
         made = _make_tokenizer(plan)
         tokenizer = load_tokenizer(plan.tokenizer)
         check_tokenizer(tokenizer, plan.model)
@@ -181,7 +186,7 @@ def _in_the_way(plan: Plan, split: Split, tokenizer: Tokenizer) -> Iterator[str]
         "samples of": (dataset.sample_length, plan.model.max_seq_len)
     } | {
         key: (getattr(dataset.about, key), getattr(wanted, key))
-        for key in ("tokenizer_sha256", "text_key", "split", "eval_fraction")
+        for key in ("tokenizer_sha256", "text_key", "split", "eval_fraction", "selection")
     }
     if os.path.abspath(dataset.about.source) != os.path.abspath(wanted.source):
         pairs["source"] = (dataset.about.source, wanted.source)
@@ -189,5 +194,6 @@ def _in_the_way(plan: Plan, split: Split, tokenizer: Tokenizer) -> Iterator[str]
     if differ:
         yield (
             f"{path}: a dataset is there that was made with {', '.join(differ)}. "
-            f"Delete {path} to make it again, or name another path."
+            f"Delete {path} to make it again, name another path, or drop `prepare:` to use it as "
+            "it is."
         )

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from mpt.data.mapped import MappedFile
 from mpt.errors import BadRowError, DataError
 
 COLUMN = "tokens"
@@ -27,7 +27,8 @@ HASHES = ("sha256",)
 """Recorded for each shard we write."""
 LIMIT_BYTES = (1 << 32) - 1
 """Offsets are uint32."""
-HEADER_LIMIT_BYTES = 1 << 16
+LAYOUT_KEYS = ("column_encodings", "column_names", "column_sizes")
+"""Of a shard's own header, what says how its samples lie."""
 ENCODING = re.compile(r"ndarray:(u?int(?:8|16|32|64))(?::([1-9]\d{0,8}))?", re.ASCII)
 
 
@@ -165,15 +166,14 @@ class Shard:
         Raises:
             DataError: missing, or not a shard, or not the one that `info` describes.
         """
-        self._path = path
+        header = shard_config(info.encoding, None, ())
+        wanted = {key: header[key] for key in LAYOUT_KEYS}
         self._encoding = info.encoding
-        self._bytes = _map(path, info.file_bytes, copy)
-        self._offsets = self._read_offsets(info.samples)
-        self._check_header()
+        self._file = MappedFile(path, info.file_bytes, info.samples, wanted, copy)
         self._table = self._view_fixed()
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return len(self._file)
 
     def sample(self, row: int) -> NDArray[Any]:
         """Return one sample's tokens: a view into the file.
@@ -184,7 +184,7 @@ class Shard:
         if self._table is not None:
             row_view: NDArray[Any] = self._table[row]
             return row_view
-        return self._decode(self._bytes[self._offsets[row] : self._offsets[row + 1]], row)
+        return self._decode(self._file.raw(row), row)
 
     def rows(self, rows: NDArray[np.int64], length: int) -> NDArray[Any]:
         """Return samples (n, length) in the file's dtype.
@@ -202,44 +202,18 @@ class Shard:
             result[place] = tokens
         return result
 
-    def _read_offsets(self, samples: int) -> NDArray[np.int64]:
-        """Return where samples begin and end, int64 (n + 1,), each within the file."""
-        size = len(self._bytes)
-        table_end = 4 + 4 * (samples + 1)
-        if size < table_end:
-            raise self._bad(f"{size} bytes cannot hold the offsets of {samples} samples")
-        words = np.frombuffer(self._bytes, "<u4", samples + 2)
-        if words[0] != samples:
-            raise self._bad(f"holds {words[0]} samples; the index says {samples}")
-        offsets = words[1:].astype(np.int64)
-        if offsets[0] < table_end or offsets[-1] != size or (np.diff(offsets) < 0).any():
-            raise self._bad("its offsets do not lead through the file")
-        return offsets
-
-    def _check_header(self) -> None:
-        """Refuse a file whose own header disagrees with the index on how samples lie."""
-        start, end = 4 + 4 * len(self._offsets), int(self._offsets[0])
-        if end - start > HEADER_LIMIT_BYTES:
-            raise self._bad(f"its header takes {end - start} bytes")
-        try:
-            header = json.loads(self._bytes[start:end].tobytes().decode("utf-8"))
-        except (ValueError, RecursionError) as cause:
-            raise self._bad("its header is not JSON") from cause
-        wanted = shard_config(self._encoding, None, ())
-        for key in ("column_encodings", "column_names", "column_sizes"):
-            seen = header.get(key) if isinstance(header, dict) else None
-            if seen != wanted[key]:
-                raise self._bad(f"its header says {key} {seen!r:.80}; expected {wanted[key]}")
-
     def _view_fixed(self) -> NDArray[Any] | None:
         """Return all samples as one (n, S) view without a copy, if they are of one size."""
         size, length = self._encoding.sample_bytes, self._encoding.sample_length
         if size is None or length is None:
             return None
-        if (np.diff(self._offsets) != size).any():
-            raise self._bad(f"not all of its samples have {size} bytes")
+        if (np.diff(self._file.offsets) != size).any():
+            raise self._file.bad(f"not all of its samples have {size} bytes")
         flat = np.frombuffer(
-            self._bytes, self._encoding.file_dtype, len(self) * length, int(self._offsets[0])
+            self._file.bytes,
+            self._encoding.file_dtype,
+            len(self) * length,
+            int(self._file.offsets[0]),
         )
         return flat.reshape(len(self), length)
 
@@ -257,10 +231,7 @@ class Shard:
         return raw[5 + width :].view(self._encoding.file_dtype)
 
     def _bad_row(self, row: int, why: str) -> BadRowError:
-        return BadRowError(f"{self._path}: corrupt shard: row {row} {why}.", why)
-
-    def _bad(self, what: str) -> DataError:
-        return DataError(f"{self._path}: corrupt shard: {what}.")
+        return self._file.bad_row(row, why)
 
 
 def _encode(tokens: NDArray[Any], encoding: Encoding) -> bytes:
@@ -275,19 +246,3 @@ def _encode(tokens: NDArray[Any], encoding: Encoding) -> bytes:
     k = next(k for k in range(4) if len(tokens) < 1 << (8 << k))
     payload = bytes([1 << 2 | k]) + len(tokens).to_bytes(1 << k, "little") + values
     return len(payload).to_bytes(4, "little") + payload
-
-
-def _map(path: Path | str, expected_bytes: int, copy: BinaryIO | None) -> NDArray[np.uint8]:
-    """Map a regular file of the size that the index states; nothing is read yet."""
-    try:
-        if copy is None and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe: waits for ever
-            raise DataError(f"{path}: not a regular file.")
-        with copy or Path(path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != expected_bytes or size < 8:
-                raise DataError(
-                    f"{path}: corrupt shard: it has {size} bytes; the index says {expected_bytes}."
-                )
-            return np.memmap(file, np.uint8, "r", shape=(size,))
-    except OSError as cause:
-        raise DataError(f"{path}: cannot be read: {cause.strerror or cause}.") from cause

@@ -8,7 +8,7 @@ import stat
 import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol, cast
 
 import zstandard
 
@@ -16,7 +16,7 @@ from mpt.data import cache
 from mpt.data.fetch import CorruptError, Download, Patience
 from mpt.data.hashes import checkable_hashes, wrong_hash
 from mpt.data.remote import RefusedError, file_url
-from mpt.data.shard import ShardInfo, ZippedFile
+from mpt.data.shard import ZippedFile
 from mpt.errors import DataError
 from mpt.recipe.data import Cache
 from mpt.storage import is_url, without_secrets
@@ -24,6 +24,19 @@ from mpt.storage import is_url, without_secrets
 ZSTD_WINDOW_BYTES = 1 << 27
 """The most that zstd's own levels ask for; also the most memory that a file can make us take."""
 BLOCK_BYTES = 1 << 20
+
+
+class Stored(Protocol):
+    """A shard of whatever columns, as an index describes it."""
+
+    @property
+    def basename(self) -> str: ...
+    @property
+    def file_bytes(self) -> int: ...
+    @property
+    def hashes(self) -> dict[str, str]: ...
+    @property
+    def zipped(self) -> ZippedFile | None: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,7 @@ class Store:
     stop: threading.Event = field(default_factory=threading.Event)
     """Ends all downloads."""
 
-    def open_copy(self, info: ShardInfo, *, wait: bool = True) -> BinaryIO:
+    def open_copy(self, info: Stored, *, wait: bool = True) -> BinaryIO:
         """Return a shard's file, whole and verified: the copy that is there, or a new one.
 
         The copy is not deleted before the last descriptor of the open file is closed; a map
@@ -68,26 +81,26 @@ class Store:
             ) from error
         return whole
 
-    def path_of(self, info: ShardInfo) -> Path:
+    def path_of(self, info: Stored) -> Path:
         """Return where the copy of a shard is, or will be."""
         folder = cache.open_folder(self.settings.dir)
         return folder / f"{self._key(info)}-{info.file_bytes}.mds"
 
-    def name(self, info: ShardInfo) -> str:
+    def name(self, info: Stored) -> str:
         """Return what messages call a shard: the file in the dataset."""
-        return without_secrets(file_url(self.location, info.stored.basename))
+        return without_secrets(file_url(self.location, (info.zipped or info).basename))
 
-    def _key(self, info: ShardInfo) -> str:
+    def _key(self, info: Stored) -> str:
         """Return what tells a copy from those of every other shard."""
-        signs: list[object] = [without_secrets(self.location), asdict(info)]
+        signs: list[object] = [without_secrets(self.location), asdict(cast(Any, info))]
         if is_url(self.location):
             signs.append(None if checkable_hashes(info) else self.version)
         else:
-            status = local_file(Path(self.location), info.stored.basename).stat()
+            status = local_file(Path(self.location), (info.zipped or info).basename).stat()
             signs.append([status.st_mtime_ns, status.st_size, status.st_ino])
         return hashlib.sha256(json.dumps(signs).encode()).hexdigest()[:40]
 
-    def _fill(self, part: BinaryIO, info: ShardInfo, path: Path) -> None:
+    def _fill(self, part: BinaryIO, info: Stored, path: Path) -> None:
         """Make a shard's copy: from what an interrupted call left, then once more from nothing."""
         patience = Patience(self.settings.timeout_s, self.settings.deadline_s, self.stop)
         attempts = 2 if is_url(self.location) else 1
@@ -108,7 +121,7 @@ class Store:
                         "or prepare the dataset again."
                     ) from error
 
-    def _download(self, file: BinaryIO, wanted: ShardInfo | ZippedFile, patience: Patience) -> None:
+    def _download(self, file: BinaryIO, wanted: Stored | ZippedFile, patience: Patience) -> None:
         """Make an open file the one that lies in the dataset."""
         if not checkable_hashes(wanted):
             file.truncate(0)  # what an interrupted call left may be of another version
@@ -118,7 +131,7 @@ class Store:
         _check(file, wanted)
 
     def _decompress(
-        self, part: BinaryIO, info: ShardInfo, zipped: ZippedFile, packed: Path, patience: Patience
+        self, part: BinaryIO, info: Stored, zipped: ZippedFile, packed: Path, patience: Patience
     ) -> None:
         """Make an open file the shard that lies compressed in the dataset."""
         if not is_url(self.location):
@@ -158,12 +171,12 @@ def local_file(directory: Path, basename: str) -> Path:
     return path
 
 
-def _check(file: BinaryIO, wanted: ShardInfo | ZippedFile) -> None:
+def _check(file: BinaryIO, wanted: Stored | ZippedFile) -> None:
     if fault := wrong_hash(file, wanted):
         raise CorruptError(f"of {wanted.basename}, {fault}")
 
 
-def _unzip(packed: BinaryIO, raw: BinaryIO, info: ShardInfo) -> None:
+def _unzip(packed: BinaryIO, raw: BinaryIO, info: Stored) -> None:
     """Decompress into an open file, which never gets more bytes than the index states."""
     packed.seek(0)
     raw.truncate(0)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mpt.data import batches as batching
+from mpt.data.about import About
 from mpt.data.batches import Batch, Split, batches
-from mpt.data.dataset import About, open_dataset
+from mpt.data.dataset import open_dataset
 from mpt.data.encode import Encoder, id_dtype
 from mpt.data.fingerprint import Fingerprint, fingerprint
 from mpt.data.index import has_index
@@ -34,7 +35,7 @@ def write_datasets(plan: Plan, splits: list[Split], tokenizer: Tokenizer) -> Non
     samples_per_shard(encoding, plan.source.shard_bytes)  # refuse a shard too large before all
     absent = [split for split in splits if not _is_finished(plan, split, tokenizer)]
     if absent:
-        seen = fingerprint(plan.source.source)
+        seen = fingerprint(plan.found)
         packers = {split: _packer(plan, split, tokenizer, encoding, seen) for split in absent}
         if any(packer.has_shards for packer in packers.values()):
             plan.watch(Progress("resuming"))
@@ -64,8 +65,7 @@ def _is_finished(plan: Plan, split: Split, tokenizer: Tokenizer) -> bool:
         return False
     dataset = open_dataset(partial)
     about = dataset.about
-    empty = about and replace(about, documents=0, tokens=0, dropped_tokens=0, text_bytes=0)
-    same = empty == plan.about(split, tokenizer)
+    same = about is not None and about.beforehand() == plan.about(split, tokenizer)
     return same and dataset.sample_length == plan.model.max_seq_len
 
 
@@ -74,7 +74,7 @@ def _packer(
 ) -> Packer:
     """Return what goes on where a killed call ended, or begins."""
     partial = partial_of(plan.paths[split])
-    about = plan.about(split, tokenizer)
+    about = replace(plan.about(split, tokenizer), source_version=seen.version)
     header = _header(plan, about, encoding, seen)
     marks = read_journal(partial, header, encoding)
     if marks is None and partial.exists():

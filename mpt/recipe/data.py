@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from mpt.recipe.delta import DELTA_PREFIX, Delta
 from mpt.recipe.problem import Problem
+
+PYTHON_STDLIB = "python-stdlib"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,11 +193,14 @@ class Data:
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
     source: str
-    """`python-stdlib`, a text file or directory, `*.jsonl`, `*.jsonl.zst` or `*.jsonl.gz`."""
+    """`python-stdlib`, or a path, glob or URL of text files, `*.jsonl[.gz|.zst]`, `*.parquet`, a
+    Hugging Face dataset on disk, an MDS dataset of texts, or a Delta Lake table."""
+    delta: Delta | None = None
+    """Version and rows of a Delta Lake table; null takes the newest, and all."""
     eval_fraction: float = 0.01
     """Share of the documents that goes to `data.eval` and is never trained on."""
     text_key: str = "text"
-    """The key that holds the text in a JSON line."""
+    """The key in a JSON line, or the column, that holds the text."""
     shard_bytes: int = 1 << 26
     """Shards are cut at about this many bytes of tokens."""
     tokenizer: Literal["train", "existing"] = "train"
@@ -202,7 +208,9 @@ class Prepare:
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong within this section."""
-        yield from _empty("prepare.source", self.source)
+        yield from _empty("prepare.source", self.source.removeprefix(DELTA_PREFIX))
+        if self.delta is not None:
+            yield from self.delta.problems()
         if not 0.0 <= self.eval_fraction < 1.0:
             yield Problem("prepare.eval_fraction", f"{self.eval_fraction} is not in [0, 1).")
         if self.shard_bytes < 1:

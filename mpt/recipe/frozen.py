@@ -13,6 +13,8 @@ import yaml
 
 from mpt.errors import RecipeError, UsageError
 from mpt.recipe import scalar
+from mpt.recipe.data import PYTHON_STDLIB
+from mpt.recipe.delta import DELTA_PREFIX
 from mpt.recipe.load import loads
 from mpt.recipe.recipe import Recipe
 from mpt.storage import atomic_write
@@ -46,8 +48,10 @@ def absolute(recipe: Recipe) -> Recipe:
     held_out = data.eval and replace(data.eval, path=_absolute(data.eval.path))
     cache = replace(data.cache, dir=_absolute(data.cache.dir))
     prepare = recipe.prepare
-    if prepare is not None and prepare.source != "python-stdlib":
-        prepare = replace(prepare, source=_absolute(prepare.source))
+    if prepare is not None and prepare.source != PYTHON_STDLIB:
+        prefix = DELTA_PREFIX if prepare.source.startswith(DELTA_PREFIX) else ""
+        source = prefix + _absolute(prepare.source.removeprefix(prefix))
+        prepare = replace(prepare, source=source)
     begins = recipe.train.init_from
     return replace(
         recipe,

@@ -121,13 +121,13 @@ def _make_ready(
         _check_beginning(cfg, Path(cfg.train.init_from), tell)
     with progress() as watch:
         prepare(cfg, progress=watch)
-    dataset_hashes, sizes = _check_data(cfg)
+    dataset_hashes, lineage, sizes = _check_data(cfg)
     for part in parts_of(cfg, sizes) or ():
         tell(f"stream {part}")
     if (said := misfit(cfg, sizes)) is not None:
         tell(said)
     _check_same_data(run_dir, dataset_hashes)
-    _write_run_directory(cfg, run_dir, source, dataset_hashes)
+    _write_run_directory(cfg, run_dir, source, {"datasets": dataset_hashes, "lineage": lineage})
     if changes:
         Journal(run_dir).event("recipe_changed", changes=changes)
         for key, (old, new) in changes.items():
@@ -207,14 +207,15 @@ def _check_beginning(cfg: Recipe, source: Path, tell: Tell) -> None:
         )
 
 
-def _check_data(cfg: Recipe) -> tuple[dict[str, str], dict[str, int]]:
+def _check_data(cfg: Recipe) -> tuple[dict[str, str], dict[str, Any], dict[str, int]]:
     """Check tokenizer and datasets before any worker is started.
 
     Returns:
-        What identifies them, and the samples of each dataset; by name.
+        By name: what identifies each; what each dataset that mpt made says of how it came to be;
+        and the samples of each.
     """
     tokenizer = load_tokenizer(Path(cfg.tokenizer.path))
-    found, sizes = {"tokenizer": tokenizer.sha256}, {}
+    found, lineage, sizes = {"tokenizer": tokenizer.sha256}, {}, {}
     paths = {name: stream.path for name, stream in cfg.data.streams.items()}
     if cfg.data.eval is not None:
         paths["eval"] = cfg.data.eval.path
@@ -225,7 +226,9 @@ def _check_data(cfg: Recipe) -> tuple[dict[str, str], dict[str, int]]:
         if cfg.data.verify and not dataset.is_remote and (faults := verify(dataset)):
             raise DataError("; ".join(faults))
         found[name], sizes[name] = dataset.index_sha256, len(dataset)
-    return found, sizes
+        if dataset.about is not None:
+            lineage[name] = asdict(dataset.about)
+    return found, lineage, sizes
 
 
 def _check_same_data(run_dir: Path, found: dict[str, str]) -> None:
@@ -242,7 +245,7 @@ def _check_same_data(run_dir: Path, found: dict[str, str]) -> None:
 
 
 def _write_run_directory(
-    cfg: Recipe, run_dir: Path, source: Path | None, datasets: dict[str, str]
+    cfg: Recipe, run_dir: Path, source: Path | None, data: dict[str, Any]
 ) -> None:
     recipe.freeze(cfg, run_dir / RECIPE)
     begins = _is_untouched(run_dir)
@@ -251,7 +254,7 @@ def _write_run_directory(
     if begins or not (run_dir / PROVENANCE).exists():
         provenance: dict[str, Any] = {
             "recipe_sha256": recipe.recipe_hash(cfg),
-            "datasets": datasets,
+            **data,
             "host": socket.gethostname(),
             "platform": platform.platform(),
             "versions": versions(),

@@ -25,7 +25,7 @@ from statistics import median
 import sentencepiece
 
 from mpt.data.prepare import prepare
-from mpt.data.source import documents
+from mpt.data.source import documents, find_source
 from mpt.recipe.data import Data, Prepare, Stream, Tokenizer
 from mpt.recipe.model import Model
 from mpt.recipe.recipe import Recipe
@@ -39,7 +39,7 @@ def texts(limit_bytes: int) -> Iterator[str]:
     """Yield source files, until they are so many bytes."""
     size = 0
     for source in ("python-stdlib", sysconfig.get_path("purelib") + "/**/*.py"):
-        for document in documents(source, "text", lambda *_: None):
+        for document in documents(find_source(source), lambda *_: None):
             yield document.text
             size += len(document.text.encode())
             if size >= limit_bytes:

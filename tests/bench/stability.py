@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mpt.data.source import documents
+from mpt.data.source import documents, find_source
 from mpt.model.init import initialise
 from mpt.model.network import MPT
 from mpt.optim import build_optimizer, set_learning_rate, step_unless
@@ -110,7 +110,7 @@ def _batches(data: Tensor, seed: int) -> Iterator[Tensor]:
 
 def tokens(n_documents: int = 900) -> Tensor:
     """Return modules of the standard library as tokens, one after another, int64."""
-    texts = [document.text for document in documents("python-stdlib", "text", lambda *_: None)]
+    texts = [document.text for document in documents(find_source("python-stdlib"), lambda *_: None)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [texts[i] for i in order[:n_documents]]
     with tempfile.TemporaryDirectory() as directory:

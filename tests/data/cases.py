@@ -11,7 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mpt.data.dataset import About, Dataset, open_dataset
+from mpt.data.about import About
+from mpt.data.dataset import Dataset, open_dataset
 from mpt.data.pack import DatasetWriter
 from mpt.data.shard import Encoding
 from mpt.recipe.data import Data, EvalData, Prepare, Stream, Tokenizer

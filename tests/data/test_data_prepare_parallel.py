@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mpt.data import pool
 from mpt.data.batches import Batch, batches
 from mpt.data.encode import Encoder
 from mpt.data.plan import Progress
@@ -87,6 +88,24 @@ def test_a_worker_that_is_killed_ends_the_call_and_the_next_one_goes_on(
     assert (tmp_path / "out" / "train.partial" / "shard.00000.mds").exists()
     prepare(recipe, workers=2)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "clean")
+
+
+def test_a_worker_that_is_stopped_ends_the_call_and_is_named(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(tmp_path / "out", corpus)
+
+    def stop_workers(seen: Progress) -> None:
+        if seen.tokens > 1500:
+            monkeypatch.setattr(pool, "PATIENCE_S", 1.0)
+            for worker in workers_of(os.getpid()):
+                os.kill(worker, signal.SIGSTOP)
+
+    words = r"\.txt to .*\.txt: the process .*, \d+ \(it is stopped\), has not answered for 1 s"
+    with pytest.raises(DataError, match=words):
+        prepare(recipe, workers=2, progress=stop_workers)
+    assert workers_of(os.getpid()) == []
+    prepare(recipe, workers=1)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -70,7 +70,8 @@ def test_a_recipe_of_remote_data_is_ready_without_a_shard_being_fetched(tmp_path
         data = Data(streams=streams, eval=held_out, cache=cache_in(tmp_path))
         remote = replace(local, data=data, prepare=None)
         assert prepare(remote).streams["only"].shards == made.streams["only"].shards
-        found, _ = _check_data(remote)
+        found, lineage, _ = _check_data(remote)
+        assert lineage["only"]["source"] == str(texts)
         assert found["only"] == hash_file(tmp_path / "web" / "train" / "index.json")
         assert {name.partition("/")[2] for name, _ in server.requests} == {
             "index.json",
@@ -84,7 +85,9 @@ def test_a_recipe_of_remote_data_is_ready_without_a_shard_being_fetched(tmp_path
 def test_how_a_dataset_came_to_be_is_read_over_the_network_where_it_is_told(
     tmp_path: Path, server: FaultyServer
 ) -> None:
-    assert open_dataset(server.url, cache_in(tmp_path)).about == ABOUT
+    about = open_dataset(server.url, cache_in(tmp_path)).about
+    assert about is not None
+    assert about.beforehand() == ABOUT
     (tmp_path / "set" / "dataset.json").unlink()
     assert open_dataset(server.url, cache_in(tmp_path)).about is None
     server.faults["dataset.json"] = ["403"]

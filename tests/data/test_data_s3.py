@@ -1,19 +1,25 @@
-"""A stream in a bucket, on a real S3-compatible server, where moto and s3fs are installed."""
+"""Streams and sources in a bucket, on a real S3-compatible server."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import s3fs
 
 from mpt.data.dataset import open_dataset, verify
+from mpt.data.fingerprint import fingerprint
+from mpt.data.source import documents, find_source
 from mpt.errors import DataError
 from mpt.recipe.data import Cache
+from tests.data.cases import some_texts
 from tests.data.faults import compress, small_dataset
+from tests.data.tables import append, write_mds
 
-pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
-s3fs = pytest.importorskip("s3fs", reason="pip install s3fs")
 pytestmark = pytest.mark.filterwarnings("default")  # those of boto are not ours
 
 
@@ -30,6 +36,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_SECRET_ACCESS_KEY": "none",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ALLOW_HTTP": "true",  # for deltalake, which has a client of its own
         "no_proxy": "127.0.0.1",
     }.items():
         monkeypatch.setenv(key, value)
@@ -57,3 +64,29 @@ def test_a_stream_in_a_bucket_is_read_and_a_missing_shard_is_named(
     dataset.store.path_of(dataset.shards[1]).unlink()
     with pytest.raises(DataError, match=rf"s3://{bucket}/set/{name}: cannot be fetched: FileNot"):
         dataset.open_shard(1)
+
+
+def read(url: str, cache: Cache) -> list[str]:
+    return [d.text for d in documents(find_source(url, cache=cache), lambda *_: None)]
+
+
+def test_every_kind_of_source_is_read_from_a_bucket(tmp_path: Path, bucket: str) -> None:
+    texts, folder = some_texts(40), tmp_path / "all"
+    folder.mkdir()
+    (folder / "lines").mkdir()
+    for name, part in (("a", texts[:25]), ("b", texts[25:])):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in part)
+        (folder / "lines" / f"{name}.jsonl").write_text(lines)
+    pq.write_table(pa.table({"text": texts}), folder / "x.parquet")
+    write_mds(folder / "mds", [{"text": text.encode()} for text in texts], {"text": "str"})
+    append(folder / "delta", [{"text": text} for text in texts])
+    s3fs.S3FileSystem().put(f"{folder}/", f"{bucket}/all/", recursive=True)
+    cache = Cache(dir=f"{tmp_path}/cache")
+    for name in ("lines", "lines/*.jsonl", "x.parquet", "mds", "delta"):
+        url = f"s3://{bucket}/all/{name}"
+        assert read(url, cache) == texts, name
+        seen = fingerprint(find_source(url, cache=cache))
+        assert seen == fingerprint(find_source(url, cache=cache))
+        assert seen.source_bytes
+    with pytest.raises(DataError, match=rf"s3://{bucket}/nothing: no files there"):
+        read(f"s3://{bucket}/nothing", cache)

@@ -13,14 +13,14 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpt.data import source
-from mpt.data.source import PIECE_BYTES, Document, documents
+from mpt.data.source import Document, document, documents, find_source
+from mpt.data.source.text import PIECE_BYTES
 from mpt.errors import DataError
 
 
 def read(where: Path | str, skipped: list[tuple[str, str]] | None = None) -> list[Document]:
     skipped = [] if skipped is None else skipped
-    return list(documents(str(where), "text", lambda *what: skipped.append(what)))
+    return list(documents(find_source(str(where)), lambda *what: skipped.append(what)))
 
 
 def json_lines(texts: list[str]) -> bytes:
@@ -122,7 +122,7 @@ def test_bytes_that_are_not_utf8_are_named_by_file_and_place(tmp_path: Path) -> 
 def test_a_document_that_is_too_large_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "LIMIT_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(document, "LIMIT_DOCUMENT_BYTES", 100)
     (tmp_path / "x.jsonl").write_bytes(json_lines(["a", "b" * 200]))
     with pytest.raises(DataError, match=r"x\.jsonl:2: one document of more than 100 bytes"):
         read(tmp_path / "x.jsonl")
@@ -174,7 +174,7 @@ def test_sources_may_be_globs_and_urls(tmp_path: Path) -> None:
     [
         ("nowhere", "nowhere: no such file or directory"),
         ("memory://nowhere", "memory://nowhere: no files there"),
-        ("nonsense://me:pw@host/x", "nonsense://host/x: cannot be listed"),
+        ("nonsense://me:pw@host/x", "nonsense://host/x/.*: cannot be listed"),
     ],
 )
 def test_a_source_that_is_not_there_is_named_without_its_password(where: str, words: str) -> None:

@@ -59,7 +59,8 @@ class Stream:
             yield Problem(f"{key}.{name}", f"stands beside {given[0]}.", "give one of the two.")
         for name in given:
             value = getattr(self, name)
-            if not 0.0 < value < float("inf") and not (may_be_zero and value == 0):
+            most = {"weight": float("inf"), "tokens": 1 << 62, "repeats": 1e9}[name]
+            if not 0.0 < value < most and not (may_be_zero and value == 0):
                 yield Problem(f"{key}.{name}", f"{value} is not a positive number.")
 
 
@@ -175,7 +176,7 @@ class Data:
                     f"{phase.from_step} is not after {previous}, where the one before begins.",
                 )
             previous = phase.from_step
-            for name in self.streams.keys() - phase.weights.keys():
+            for name in sorted(self.streams.keys() - phase.weights.keys()):
                 yield Problem(f"{key}.weights", f"{name} is missing.", "0 leaves a stream out.")
             for name, weight in phase.weights.items():
                 if name not in self.streams:

@@ -72,6 +72,10 @@ def test_what_may_be_said_is_read_and_survives_being_frozen(data: str, tmp_path:
             ["7:35: data.streams.a.repeats: 0.0 is not a positive number."],
         ),
         (
+            f"  streams: {{a: {{path: a, tokens: {2**62}}}}}\n",
+            [f"7:34: data.streams.a.tokens: {2**62} is not a positive number."],
+        ),
+        (
             "  streams: {a: {path: a, tokens: 2}}\n"
             "  curriculum: [{from_step: 5, weights: {a: 1}}]\n",
             [

@@ -40,6 +40,7 @@ SHOWN_IDS = 32
 STAGES = {
     "waiting": "waiting for another process that prepares here",
     "tokenizer": "training a tokenizer",
+    "held-out": "reading the texts that are held out",
     "again": "the source or a setting has changed since a call that was cut short; starting over",
     "resuming": "going on from the finished shards of a call that was cut short",
     "dataset": "tokenizing",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,8 @@ class About:
     """The last of them, which did not fill a sample."""
     text_bytes: int = 0
     """UTF-8 bytes of the documents."""
+    curation: dict[str, Any] | None = None
+    """The rules of `prepare.curate` and what they did; null, and left out, where there is none."""
 
     @property
     def tokens_per_byte(self) -> float:
@@ -260,7 +263,22 @@ def _parse_about(payload: bytes | None, where: str) -> About | None:
     if not isinstance(about, dict):
         raise DataError(f"{where}: not an object.")
     kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int)}
+    kinds["dict[str, Any] | None"] = (dict, type(None))
     for entry in fields(About):
         if type(about.get(entry.name)) not in kinds[str(entry.type)]:
             raise DataError(f"{where}: {entry.name}: {about.get(entry.name)!r:.80} cannot be.")
-    return About(**{entry.name: about[entry.name] for entry in fields(About)})
+    values: dict[str, Any] = {entry.name: about.get(entry.name) for entry in fields(About)}
+    return About(**values)
+
+
+def rules_in(about: About) -> object:
+    """Return the rules that a dataset was made by, without what they did; null for none."""
+    found = about.curation or {}
+    return {key: found.get(key) for key in ("version", "settings")}
+
+
+def plain(about: About) -> dict[str, Any]:
+    """Return what dataset.json holds."""
+    return {
+        key: value for key, value in asdict(about).items() if key != "curation" or value is not None
+    }

@@ -10,6 +10,7 @@ from typing import Literal
 
 import mpt
 from mpt.data.batches import Split
+from mpt.data.curate.account import settings_of
 from mpt.data.dataset import About
 from mpt.data.source import Document, Meter, documents
 from mpt.recipe import data as section
@@ -17,7 +18,7 @@ from mpt.recipe.model import Model
 from mpt.storage import without_secrets
 from mpt.tokenizer import Tokenizer
 
-Stage = Literal["waiting", "tokenizer", "again", "resuming", "dataset"]
+Stage = Literal["waiting", "tokenizer", "held-out", "again", "resuming", "dataset"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Progress:
     """How far `prepare` has come."""
 
     stage: Stage
-    """Waiting for another process that prepares here; reading for the tokenizer; about to start
-    over, for the source or a setting has changed since a call that was killed; reading past what
-    that call finished; tokenizing and writing."""
+    """Waiting for another process that prepares here; reading for the tokenizer; reading what is
+    held out; about to start over, for the source or a setting has changed since a call that was
+    killed; reading past what that call finished; tokenizing and writing."""
     documents: int = 0
     text_bytes: int = 0
     tokens: int = 0
@@ -76,4 +77,5 @@ class Plan:
             split=split,
             eval_fraction=self.eval_fraction,
             created_by=f"mpt {mpt.__version__}",
+            curation=settings_of(self.source.curate) if self.source.curate else None,
         )

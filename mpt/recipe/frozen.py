@@ -48,6 +48,10 @@ def absolute(recipe: Recipe) -> Recipe:
     prepare = recipe.prepare
     if prepare is not None and prepare.source != "python-stdlib":
         prepare = replace(prepare, source=_absolute(prepare.source))
+    if prepare is not None and prepare.curate and (wanted := prepare.curate.decontaminate):
+        against = tuple(_absolute(path) for path in wanted.against)
+        curate = replace(prepare.curate, decontaminate=replace(wanted, against=against))
+        prepare = replace(prepare, curate=curate)
     begins = recipe.train.init_from
     return replace(
         recipe,

@@ -17,6 +17,8 @@ import typer
 
 from mpt.errors import EXIT_DATA
 
+from .report import report
+
 if TYPE_CHECKING:
     from mpt.data.dataset import Dataset
     from mpt.data.plan import Progress as PrepareProgress
@@ -47,6 +49,7 @@ STAGES = {
 }
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and check datasets.")
+app.command()(report)
 
 
 @app.command()

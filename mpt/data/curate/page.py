@@ -1,4 +1,4 @@
-"""One HTML page on what curation did: no script, nothing fetched, all that comes of data escaped."""
+"""One HTML page on what curation did: no script, nothing fetched, and what is data escaped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from mpt.data.curate.tally import HISTOGRAM, Tally
 
 SHOWN_SOURCES = 30
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-_BAR, _GAP, _HEIGHT = 26, 8, 150  # px, of the histogram
 
 
 def page(title: str, account: Mapping[str, Any], facts: Mapping[str, str], *, would: bool) -> str:
@@ -58,11 +57,8 @@ def _summary(tally: Tally, vocabulary: Mapping[str, int] | None) -> str:
     copies = sum(tally.dropped.get(rule, [0])[0] for rule in _DUPLICATE_RULES)
     tiles = [
         ("came in", f"{came:,}", f"documents, {_size(came_bytes)}"),
-        (
-            "kept",
-            f"{kept:,}",
-            f"documents, {_size(kept_bytes)}, {_percent(kept_bytes, came_bytes)}",
-        ),
+        ("kept", f"{kept:,}", f"documents, {_size(kept_bytes)}"),
+        ("of the bytes", _percent(kept_bytes, came_bytes), "kept, masked"),
         ("duplicates", _percent(copies, came), f"of the documents: {copies:,}"),
     ]
     if vocabulary:
@@ -79,7 +75,9 @@ _DUPLICATE_RULES = ("exact_duplicates", "near_duplicates")
 
 def _rules(tally: Tally, did: str) -> str:
     came, came_bytes = tally.came
-    rows = [("kept", [tally.kept[0], came_bytes - _total(tally.dropped, 1)], "", "kept")]
+    rows: list[tuple[str, Sequence[int], str, str]] = [
+        ("kept", [tally.kept[0], came_bytes - _total(tally.dropped, 1)], "", "kept")
+    ]
     rows += [
         (rule, counts, f"{tally.broken.get(rule, counts)[0]:,}", "dropped")
         for rule, counts in _by_first(tally.dropped)
@@ -122,31 +120,25 @@ _EDITS = {
 
 
 def _histogram(tally: Tally) -> str:
-    """Two bars a power of two: what came, and over it what was kept."""
+    """Two bars a power of two: what came, and what was kept."""
     filled = [number for number in range(HISTOGRAM) if tally.before[number] or tally.after[number]]
     if not filled:
         return ""
     buckets = range(filled[0], filled[-1] + 1)
     most = max(tally.before + tally.after)
-    bars = []
-    for place, number in enumerate(buckets):
-        x = place * (_BAR + _GAP)
-        label = f"{_size(1 << number >> 1)} and more"
-        for kind, count in (("came", tally.before[number]), ("kept", tally.after[number])):
-            height = round(_HEIGHT * count / most, 1)
-            bars.append(
-                f'<rect class="{kind}" x="{x}" y="{_HEIGHT - height:.1f}" width="{_BAR}" '
-                f'height="{height}" rx="2"><title>{label}: {count:,} {kind}</title></rect>'
-            )
-        bars.append(
-            f'<text x="{x + _BAR / 2}" y="{_HEIGHT + 16}">{_size(1 << number >> 1, "")}</text>'
+    columns = []
+    for number in buckets:
+        least = 1 << number >> 1
+        bars = "".join(
+            f'<div class="{kind}" style="height:{100 * count / most:.2f}%" '
+            f'title="{_size(least)} and more: {count:,} {kind}"></div>'
+            for kind, count in (("came", tally.before[number]), ("kept", tally.after[number]))
         )
-    width = len(buckets) * (_BAR + _GAP)
+        columns.append(f"<div><div class=pair>{bars}</div><span>{_size(least, '')}</span></div>")
     return (
         '<p class="legend"><i class="came"></i> came in <i class="kept"></i> kept; '
-        "documents by bytes, each bar up to twice its label</p>"
-        f'<svg viewBox="0 0 {width} {_HEIGHT + 24}" style="max-width:{2 * width}px" role="img" '
-        f'aria-label="lengths of documents">{"".join(bars)}</svg>'
+        "documents by bytes, each up to twice its label</p>"
+        f'<div class="lengths">{"".join(columns)}</div>'
     )
 
 
@@ -219,7 +211,9 @@ def _total(counts: Mapping[str, Sequence[int]], place: int) -> int:
 
 
 def _bar(part: int, whole: int, kind: str) -> str:
-    share = 100 * part / whole if whole else 0.0
+    if not part or not whole:
+        return ""
+    share = 100 * part / whole
     return f'<div class="{kind}" style="width:{share:.2f}%"></div>'
 
 

@@ -11,6 +11,7 @@ import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,11 +125,8 @@ class Words:
         """Return what counts of the words of texts."""
         memory = self._memory
         counts = np.array([len(words) for words in texts], np.int64)
-        index = np.fromiter(
-            (at for words in texts for at in map(memory.__getitem__, words)),
-            np.int64,
-            int(counts.sum()),
-        )
+        found = array("q", map(memory.__getitem__, chain.from_iterable(texts)))
+        index = np.frombuffer(found, np.int64)
         packed = np.frombuffer(memory.packed, np.int64).reshape(-1, 3)
         lengths, flags = packed[index, 1], packed[index, 2]
         read = Read(counts, packed[index, 0].view(np.uint64), lengths, flags & 1, flags >> 1)

@@ -31,8 +31,12 @@ min-width:1px}
 i.came{background:var(--came)}
 i{display:inline-block;width:.8rem;height:.8rem;border-radius:3px;margin:0 .2rem 0 .6rem}
 i:first-child{margin-left:0}
-svg{width:100%;height:auto}rect.came{fill:var(--came)}rect.kept{fill:var(--kept)}
-svg text{fill:var(--quiet);font-size:10px;text-anchor:middle}
+.lengths{display:flex;gap:.35rem;max-width:48rem}.lengths>div{flex:1 1 0;text-align:center;
+min-width:1.4rem}
+.lengths span{font-size:.75rem;color:var(--quiet);white-space:nowrap}
+.pair{display:flex;align-items:flex-end;gap:1px;height:9rem;border-bottom:1px solid var(--rule)}
+.pair div{flex:1 1 0;border-radius:2px 2px 0 0}
+.pair .came{background:var(--came)}.pair .kept{background:var(--kept)}
 details{border-top:1px solid var(--rule);padding:.4rem 0}summary{cursor:pointer;
 font-family:ui-monospace,monospace;font-size:.85rem}
 figure{margin:.75rem 0}figcaption{color:var(--quiet);font-size:.85rem}

@@ -86,6 +86,11 @@ class Packer:
             remedy = "give more text, or lower model.max_seq_len."
             if about.split == "eval":
                 remedy = f"raise prepare.eval_fraction above {about.eval_fraction}, or {remedy}"
+            if self._tally is not None and (came := self._tally.came[0]) > about.documents:
+                counts = self._tally.dropped
+                most = max(counts, key=lambda rule: counts[rule][0])
+                dropped = f"{came - about.documents} of {came}, most of them by {most}"
+                remedy = f"the rules of prepare.curate dropped {dropped}; {remedy}"
             raise DataError(
                 f"{about.source}: {about.documents} documents for {about.split} make {about.tokens}"
                 f" tokens, not one sample of {self._writer.sample_length}; {remedy}"

@@ -33,7 +33,7 @@ _SECRETS: tuple[tuple[str, str], ...] = (
     # on the form of its tokens, and RFC 7468 and RFC 7519.
     (
         "-----BEGIN ",
-        r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}+PRIVATE KEY(?: BLOCK)?-----"
+        r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
         r"(?:[^-]*+(?:-(?!----)[^-]*+)*+-----END [A-Z0-9 ]{1,60}+-----|[A-Za-z0-9+/=\s]*+)",
     ),
     ("AKIA", r"AKIA[A-Z0-9]{16}"),

@@ -89,7 +89,8 @@ def _duplicates(parts: list[str]) -> tuple[float, float]:
     if len(unique) == len(parts):
         return 0.0, 0.0
     characters = sum(map(len, parts))
-    return 1 - len(unique) / len(parts), 1 - sum(map(len, unique)) / characters
+    again = len(parts) - len(unique), characters - sum(map(len, unique))
+    return again[0] / len(parts), again[1] / characters
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import Counter
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
 from mpt.data.curate.judge import Judge
 from mpt.data.curate.quality import MEASURED_CHARACTERS, Words, measure
 from mpt.data.curate.rules import names_of
+from mpt.errors import RecipeError
 from mpt.recipe.curate import C4, EVERYTHING, Curate, Gopher, Length, Pii
+from mpt.recipe.load import loads
 
 NO_GOPHER: dict[str, None] = dict.fromkeys(entry.name for entry in fields(Gopher))
 NO_C4 = C4(
@@ -238,3 +242,35 @@ def test_no_hostile_text_takes_more_than_linear_time() -> None:
 def test_of_a_long_text_the_length_is_that_of_all_of_it() -> None:
     text = "ab " * MEASURED_CHARACTERS
     assert measure([text], Words())["words"] == [MEASURED_CHARACTERS]
+
+
+def test_the_recipe_of_the_readme_is_one() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = [b for b in readme.split("```yaml\n")[1:] if "  curate:" in b.partition("```")[0]]
+    tiny = (Path(__file__).parents[2] / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+    before, _, rest = tiny.partition("prepare:")
+    after = rest[rest.index("\ntrain:") :]
+    recipe = loads(before + block.partition("```")[0] + after, "README.md")
+    assert recipe.prepare is not None
+    assert recipe.prepare.curate is not None
+    assert recipe.prepare.curate.gopher == Gopher(max_symbols_per_word=None)
+
+
+@pytest.mark.parametrize(
+    ("curate", "message"),
+    [
+        ("{near_duplicates: {threshold: 0.2}}", "threshold: 0.2 is not in"),
+        ("{gopher: {min_words: 10, max_words: 5}}", "min_words: 10 is above max_words 5"),
+        ("{length: {min_characters: -1}}", "min_characters: -1 is no bound"),
+        ("{decontaminate: {}}", "decontaminate: names nothing"),
+        ("{decontaminate: {against: [x], ngram_words: 0}}", "ngram_words: 0 is not in"),
+        ("{pii: {email: hide}}", "'hide' is not one of 'off', 'mask', 'drop'"),
+        ("{limit_bytes: 5}", "limit_bytes: 5 is less than"),
+        ("{c5: {}}", "did you mean `c4`"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused_by_name(curate: str, message: str) -> None:
+    tiny = (Path(__file__).parents[2] / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+    text = tiny.replace("  eval_fraction: 0.02", f"  curate: {curate}\n  eval_fraction: 0.02")
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        loads(text, "tiny.yaml")

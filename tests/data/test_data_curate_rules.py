@@ -264,13 +264,16 @@ def test_the_recipe_of_the_readme_is_one() -> None:
         ("{length: {min_characters: -1}}", "min_characters: -1 is no bound"),
         ("{decontaminate: {}}", "decontaminate: names nothing"),
         ("{decontaminate: {against: [x], ngram_words: 0}}", "ngram_words: 0 is not in"),
+        ("{decontaminate: {eval_split: true}}", "there is no data.eval to keep apart"),
         ("{pii: {email: hide}}", "'hide' is not one of 'off', 'mask', 'drop'"),
         ("{limit_bytes: 5}", "limit_bytes: 5 is less than"),
-        ("{c5: {}}", "did you mean `c4`"),
+        ("{gohper: {}}", "did you mean `gopher`"),
     ],
 )
 def test_rules_that_cannot_be_are_refused_by_name(curate: str, message: str) -> None:
     tiny = (Path(__file__).parents[2] / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+    if "eval_split" in curate:
+        tiny = tiny.replace("\n  eval: {path", "\n  # {path")
     text = tiny.replace("  eval_fraction: 0.02", f"  curate: {curate}\n  eval_fraction: 0.02")
     with pytest.raises(RecipeError, match=re.escape(message)):
         loads(text, "tiny.yaml")

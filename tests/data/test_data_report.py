@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pytest
 from mpt.cli.main import main
 
 from mpt.data.batches import split_of
+from mpt.data.curate.account import read_account
 from mpt.data.curate.assess import is_in_sample
+from mpt.data.curate.page import page
 from mpt.data.prepare import prepare
 from mpt.data.source import Document
+from mpt.errors import DataError
 from mpt.recipe.curate import C4, Curate, Length, Pii
 from mpt.recipe.frozen import freeze
 from tests.data.cases import files_of, recipe_for, some_texts, write_texts, write_tokenizer
@@ -80,10 +84,10 @@ def test_nothing_of_a_document_acts_on_the_page_and_nothing_personal_is_shown(
     write_tokenizer(tmp_path / "out" / "tokenizer.model")
     prepare(recipe_for(tmp_path / "out", corpus, curate=RULES), workers=1)
     assert run(monkeypatch, str(tmp_path / "out" / "train"), "--out", str(out)) == 0
-    page = Checked(out.read_text(encoding="utf-8"))
-    shown = "".join(page.text)
-    assert page.policy is not None
-    assert page.policy.startswith("default-src 'none'")
+    seen = Checked(out.read_text(encoding="utf-8"))
+    shown = "".join(seen.text)
+    assert seen.policy is not None
+    assert seen.policy.startswith("default-src 'none'")
     assert "<script>alert(1)</script>" in shown, "as text"
     assert "<b onclick" in shown
     assert "me@" not in shown
@@ -167,6 +171,25 @@ def test_what_cannot_be_reported_is_said(
     assert run(monkeypatch, *given, "--out", str(tmp_path / "report.html")) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+def test_no_value_of_an_account_can_be_of_another_kind(tmp_path: Path, corpus: Path) -> None:
+    write_tokenizer(tmp_path / "out" / "tokenizer.model")
+    prepare(recipe_for(tmp_path / "out", corpus, curate=RULES), workers=1)
+    path = tmp_path / "out" / "train" / "curation.json"
+    sound = path.read_text()
+    page("x", read_account(path.parent), {}, would=False)
+    for other in ('"<script>"', "-1", "1e999", "[]", "{}", "null", "true"):
+        for found in re.finditer(r'[0-9]+(?=[,\n])|"text": "[^"]*"|\[\n|\{\n', sound[1:]):
+            at, end = found.start() + 1, found.end() + 1
+            if sound[at:end].startswith('"text"'):
+                at += len('"text": ')
+            path.write_text(sound[:at] + other + sound[end:])
+            try:
+                account = read_account(path.parent)
+            except DataError:
+                continue
+            page("x", account, {}, would=False)  # of the settings: anything may stand there
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "null", '{"tally": {"came": 3}}', "x"])

@@ -70,11 +70,52 @@ def read_account(directory: Path) -> dict[str, Any]:
             "report."
         )
     found = read_json(path, limit_bytes=LIMIT_BYTES)
-    try:
-        sound = set(found) == {"version", "settings", "tally", "vocabulary"}
-        Tally(**found["tally"]).plus(Tally())
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: not what `mpt data prepare` writes: {error!r:.200}") from error
-    if not sound:
+    if not _is_account(found):
         raise DataError(f"{path}: not what `mpt data prepare` writes.")
     return dict(found)
+
+
+def _is_account(found: Any) -> bool:
+    """Say whether every value is what a page may be made of: the file may be a stranger's."""
+    if not isinstance(found, dict) or set(found) != {"version", "settings", "tally", "vocabulary"}:
+        return False
+    tally, vocabulary = found["tally"], found["vocabulary"]
+    empty = Tally().as_json()
+    if not isinstance(tally, dict) or tally.keys() != empty.keys():
+        return False
+    lists = {key: len(value) for key, value in empty.items() if isinstance(value, list)}
+    tables = {"dropped": 2, "broken": 2, "edits": 2, "sources": 5}
+    return (
+        all(_are_counts(tally[key], length) for key, length in lists.items())
+        and all(
+            isinstance(tally[key], dict)
+            and all(_are_counts(counts, length) for counts in tally[key].values())
+            for key, length in tables.items()
+        )
+        and _are_examples(tally["examples"])
+        and (
+            vocabulary is None
+            or (
+                (isinstance(vocabulary, dict) and {"ids", "seen"} <= vocabulary.keys())
+                and _are_counts(list(vocabulary.values()), len(vocabulary))
+            )
+        )
+    )
+
+
+def _are_counts(values: Any, length: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == length
+        and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+    )
+
+
+def _are_examples(found: Any) -> bool:
+    return isinstance(found, dict) and all(
+        isinstance(held, list)
+        and all(
+            isinstance(e, dict) and type(e.get("name")) is type(e.get("text")) is str for e in held
+        )
+        for held in found.values()
+    )

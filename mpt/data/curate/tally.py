@@ -82,7 +82,7 @@ class Tally:
         """Keep the beginning of a document that a rule dropped, if few are kept yet."""
         held = self.examples.setdefault(rule, [])
         if len(held) < EXAMPLES:
-            held.append({"name": name, "text": excerpt(text)})
+            held.append({"name": name[-EXAMPLE_CHARACTERS:], "text": excerpt(text)})
 
 
 def count(counts: Counts, key: str, *more: int) -> None:

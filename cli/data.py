@@ -17,6 +17,8 @@ import typer
 
 from mpt.errors import EXIT_DATA
 
+from .report import report
+
 if TYPE_CHECKING:
     from mpt.data.dataset import Dataset
     from mpt.data.plan import Progress as PrepareProgress
@@ -42,12 +44,14 @@ STAGES = {
     "version": "going on with the version of the table that the call read that was cut short; "
     "delete *.source.json beside the dataset to begin with the newest",
     "tokenizer": "training a tokenizer",
+    "held-out": "reading the texts that are held out",
     "again": "the source or a setting has changed since a call that was cut short; starting over",
     "resuming": "going on from the finished shards of a call that was cut short",
     "dataset": "tokenizing",
 }
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and check datasets.")
+app.command()(report)
 
 
 @app.command()

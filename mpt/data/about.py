@@ -38,14 +38,21 @@ class About:
     selection: dict[str, Any] | None = None
     """What the recipe says of a Delta table; null reads all of the newest version."""
     curation: dict[str, Any] | None = None
-    """What the recipe says of what is left out; null leaves nothing out."""
+    """The rules of `prepare.curate` and what they did; null where there are none."""
     content_sha256: str = ""
     """Of the samples in their order: see `content_hash`."""
 
     def beforehand(self) -> About:
         """Return what was known of the dataset before its source was looked at."""
         empty = replace(self, documents=0, tokens=0, dropped_tokens=0, text_bytes=0)
-        return replace(empty, source_version="", content_sha256="")
+        return replace(empty, source_version="", content_sha256="", curation=self.rules)
+
+    @property
+    def rules(self) -> dict[str, Any] | None:
+        """The rules of `prepare.curate` without what they did; null where there are none."""
+        if self.curation is None:
+            return None
+        return {key: self.curation.get(key) for key in ("version", "settings")}
 
     @property
     def tokens_per_byte(self) -> float:

@@ -10,6 +10,7 @@ from typing import Literal
 from mpt.data.source import Document, Meter
 
 Split = Literal["train", "eval"]
+SPLITS: tuple[Split, ...] = ("train", "eval")
 
 BATCH_CHARACTERS = 1 << 20
 """A batch is full when it holds as much text."""
@@ -24,11 +25,18 @@ class Batch:
     number: int
     """From 0, in the order of the source: a function of the source alone."""
     texts: list[bytes]
-    first: str
-    last: str
-    """Where the first and the last document come from, for messages."""
+    names: list[str]
+    """Where each document comes from."""
     read_bytes: int
     """How much of the source's files was read for this batch and those before it."""
+
+    @property
+    def first(self) -> str:
+        return self.names[0]
+
+    @property
+    def last(self) -> str:
+        return self.names[-1]
 
     @property
     def text_bytes(self) -> int:
@@ -38,17 +46,17 @@ class Batch:
 def batches(found: Iterable[Document], meter: Meter) -> Iterator[Batch]:
     """Yield the documents in batches; only one is held at a time."""
     texts: list[bytes] = []
-    size, number, first, last = 0, 0, "", ""
+    names: list[str] = []
+    size, number = 0, 0
     for document in found:
-        first = first if texts else document.name
-        last = document.name
+        names.append(document.name)
         texts.append(document.text.encode("utf-8"))
         size += len(document.text)
         if size >= BATCH_CHARACTERS or len(texts) >= BATCH_DOCUMENTS:
-            yield Batch(number, texts, first, last, meter.read_bytes)
-            texts, size, number = [], 0, number + 1
+            yield Batch(number, texts, names, meter.read_bytes)
+            texts, names, size, number = [], [], 0, number + 1
     if texts:
-        yield Batch(number, texts, first, last, meter.read_bytes)
+        yield Batch(number, texts, names, meter.read_bytes)
 
 
 def split_of(text: bytes, eval_fraction: float) -> Split:

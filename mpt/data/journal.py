@@ -30,6 +30,8 @@ class Mark:
     tokens: int = 0
     shards: tuple[ShardInfo, ...] = ()
     """All that are finished."""
+    tally: dict[str, Any] | None = None
+    """What curation did to the documents before the batch; null where there is none."""
 
 
 class Journal:
@@ -56,7 +58,8 @@ class Journal:
         new = mark.shards[self._n_shards :]
         self._n_shards = len(mark.shards)
         shards = [[s.basename, s.file_bytes, s.samples, s.hashes[HASH]] for s in new]
-        return _line([mark.batch, mark.documents, mark.text_bytes, mark.tokens, shards])
+        counts = [mark.batch, mark.documents, mark.text_bytes, mark.tokens, shards]
+        return _line(counts if mark.tally is None else [*counts, mark.tally])
 
 
 def read_journal(directory: Path, header: dict[str, Any], encoding: Encoding) -> list[Mark] | None:
@@ -71,14 +74,14 @@ def read_journal(directory: Path, header: dict[str, Any], encoding: Encoding) ->
     finished: tuple[ShardInfo, ...] = ()
     for line in lines[1:]:
         try:
-            batch, documents, text_bytes, tokens, shards = json.loads(line)
+            batch, documents, text_bytes, tokens, shards, *more = json.loads(line)
         except ValueError:  # cut short
             break
         new = [ShardInfo(n, size, rows, encoding, {HASH: h}) for n, size, rows, h in shards]
         if not all(_sound(directory, shard) for shard in new):
             break
         finished += tuple(new)
-        marks.append(Mark(batch, documents, text_bytes, tokens, finished))
+        marks.append(Mark(batch, documents, text_bytes, tokens, finished, *more))
     return marks
 
 

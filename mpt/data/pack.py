@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpt.data.about import About
+from mpt.data.curate.account import CURATION_NAME, account, counts_of
+from mpt.data.curate.tally import Tally
 from mpt.data.descriptions import ABOUT_NAME
 from mpt.data.encode import Encoded
 from mpt.data.hashes import content_hash
 from mpt.data.index import INDEX_NAME, format_index
 from mpt.data.journal import Journal, Mark
-from mpt.data.shard import LIMIT_BYTES, Encoding, ShardInfo, write_shard
+from mpt.data.shard import LIMIT_BYTES, Encoding, Shard, ShardInfo, write_shard
 from mpt.errors import DataError
 from mpt.storage import atomic_write
 
+COUNTED_IDS = 1 << 20
+"""At a time: counting takes 8 bytes for each."""
 START = Mark()
 """Nothing is finished."""
 
@@ -37,6 +41,7 @@ class Packer:
         )
         self.next_batch = mark.batch
         """Batches before it are not to be added again."""
+        self._tally = Tally(**mark.tally or {}) if about.curation is not None else None
         self._writer = writer
         self._journal = journal
         self._rest: NDArray[Any] = np.empty(0, writer.dtype)
@@ -49,7 +54,7 @@ class Packer:
 
     def add(self, batch: int, encoded: Encoded) -> None:
         """Take a batch's documents on, and note in the journal if that finished a shard."""
-        before, n_shards = self.about, len(self._writer.shards)
+        before, tally, n_shards = self.about, self._tally, len(self._writer.shards)
         tokens = encoded.tokens[self._finished :]
         self._finished = 0
         stream = np.concatenate([self._rest, tokens])
@@ -64,9 +69,12 @@ class Packer:
             dropped_tokens=len(self._rest),
             text_bytes=before.text_bytes + encoded.text_bytes,
         )
+        if tally is not None and encoded.tally is not None:
+            self._tally = tally.plus(encoded.tally)
         if len(self._writer.shards) > n_shards:
             counts = (before.documents, before.text_bytes, before.tokens)
-            self._journal.append(Mark(batch, *counts, tuple(self._writer.shards)))
+            so_far = None if tally is None else tally.as_json()
+            self._journal.append(Mark(batch, *counts, tuple(self._writer.shards), so_far))
 
     def finish(self) -> None:
         """Complete the dataset; the tokens that did not fill a sample are dropped.
@@ -79,11 +87,21 @@ class Packer:
             remedy = "give more text, or lower model.max_seq_len."
             if about.split == "eval":
                 remedy = f"raise prepare.eval_fraction above {about.eval_fraction}, or {remedy}"
+            if self._tally is not None and (came := self._tally.came[0]) > about.documents:
+                counts = self._tally.dropped
+                most = max(counts, key=lambda rule: counts[rule][0])
+                dropped = f"{came - about.documents} of {came}, most of them by {most}"
+                remedy = f"the rules of prepare.curate dropped {dropped}; {remedy}"
             raise DataError(
                 f"{about.source}: {about.documents} documents for {about.split} make {about.tokens}"
                 f" tokens, not one sample of {self._writer.sample_length}; {remedy}"
             )
-        self._writer.finish(about)
+        if about.curation is None or self._tally is None:
+            self._writer.finish(about)
+            return
+        curation = account(about.curation, self._tally, self._writer.id_counts)
+        about = replace(about, curation=about.curation | counts_of(self._tally))
+        self._writer.finish(about, {CURATION_NAME: curation})
 
 
 class DatasetWriter:
@@ -95,19 +113,30 @@ class DatasetWriter:
         encoding: Encoding,
         shard_bytes: int,
         finished: Sequence[ShardInfo] = (),
+        *,
+        n_ids: int = 0,
     ) -> None:
-        """Write to a directory that holds the finished shards and no others."""
+        """Write to a directory that holds the finished shards and no others.
+
+        Args:
+            n_ids: count how often each of so many ids is written; 0 counts none.
+        """
         per_shard = samples_per_shard(encoding, shard_bytes)
         assert encoding.sample_length is not None
         self.sample_length = encoding.sample_length
         self.dtype = encoding.file_dtype
         self.shards = list(finished)
+        self.id_counts = np.zeros(n_ids, np.int64)
+        """Of the samples in all shards."""
         self._path = path
         self._encoding = encoding
         self._shard_bytes = shard_bytes
         self._per_shard = per_shard
         self._waiting: list[NDArray[Any]] = []
         self._n_waiting = 0
+        for info in self.shards if n_ids else ():
+            shard = Shard(path / info.basename, info)
+            self._count(shard.rows(np.arange(info.samples), self.sample_length))
 
     @property
     def n_written(self) -> int:
@@ -124,21 +153,35 @@ class DatasetWriter:
             if self._n_waiting == self._per_shard:
                 self._flush()
 
-    def finish(self, about: About) -> None:
-        """Write the last shard, then what the dataset is about, then the index."""
+    def finish(self, about: About, more: Mapping[str, Any] | None = None) -> None:
+        """Write the last shard, then what the dataset is about, then the index.
+
+        Args:
+            more: other files, by name, what they hold as JSON.
+        """
         if self._n_waiting:
             self._flush()
         about = replace(about, content_sha256=content_hash(self.shards) or "")
-        text = json.dumps(asdict(about), indent=2, sort_keys=True) + "\n"
-        atomic_write(self._path / ABOUT_NAME, text)
+        for name, content in ({**(more or {}), ABOUT_NAME: asdict(about)}).items():
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            atomic_write(self._path / name, text)
         atomic_write(self._path / INDEX_NAME, format_index(self.shards, self._shard_bytes))
 
     def _flush(self) -> None:
         path = self._path / f"shard.{len(self.shards):05d}.mds"
         samples = np.concatenate(self._waiting)
         info = write_shard(path, samples, self._encoding, size_limit=self._shard_bytes)
+        self._count(samples)
         self.shards.append(info)
         self._waiting, self._n_waiting = [], 0
+
+    def _count(self, samples: NDArray[Any]) -> None:
+        if not len(self.id_counts):
+            return
+        ids = samples.ravel()
+        for start in range(0, len(ids), COUNTED_IDS):
+            part = ids[start : start + COUNTED_IDS]
+            self.id_counts += np.bincount(part, minlength=len(self.id_counts))
 
 
 def samples_per_shard(encoding: Encoding, shard_bytes: int) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 import mpt
 from mpt.data.about import About
 from mpt.data.batches import Split
+from mpt.data.curate.account import settings_of
 from mpt.data.source import Document, Meter, Source, documents
 from mpt.recipe import data as section
 from mpt.recipe.delta import DELTA_PREFIX, Delta
@@ -18,7 +19,7 @@ from mpt.recipe.model import Model
 from mpt.storage import without_secrets
 from mpt.tokenizer import Tokenizer
 
-Stage = Literal["waiting", "version", "tokenizer", "again", "resuming", "dataset"]
+Stage = Literal["waiting", "version", "tokenizer", "held-out", "again", "resuming", "dataset"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Progress:
 
     stage: Stage
     """Waiting for another process that prepares here; keeping to the version of a table that a call
-    that was killed has read, though there is a newer one; reading for the tokenizer; about to start
-    over, for the source or a setting has changed since a call that was killed; reading past what
-    that call finished; tokenizing and writing."""
+    that was killed has read, though there is a newer one; reading for the tokenizer; reading what
+    is held out; about to start over, for the source or a setting has changed since a call that was
+    killed; reading past what that call finished; tokenizing and writing."""
     documents: int = 0
     text_bytes: int = 0
     tokens: int = 0
@@ -95,4 +96,5 @@ class Plan:
             split=split,
             eval_fraction=self.eval_fraction,
             created_by=f"mpt {mpt.__version__}",
+            curation=settings_of(self.source.curate) if self.source.curate else None,
         )

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import chain, islice
 from multiprocessing import Pipe
@@ -15,17 +15,37 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any
-
-import numpy as np
+from typing import Any, Generic, Protocol, TypeVar
 
 from mpt.data.batches import Batch, Split
-from mpt.data.encode import Encoded, Encoder
 from mpt.errors import DataError
+from mpt.tokenizer import Tokenizer
 
 Work = Iterator[tuple[Batch, list[Split]]]
 """Batches, each with the splits that its tokens are wanted for."""
-Result = dict[Split, Encoded]
+R = TypeVar("R")
+Made = TypeVar("Made", covariant=True)
+
+
+class Job(Protocol[Made]):
+    """What is done with a batch: an Encoder's work, or a Judge's."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """By whose hash a worker shows that it has the same."""
+
+    def encode(self, texts: Sequence[bytes], wanted: Sequence[Split]) -> Made:
+        """Do it here."""
+
+    def arguments(self) -> list[str]:
+        """Return what a worker is told so that it does the same, its tokenizer aside."""
+
+    def descriptors(self) -> list[int]:
+        """Return the open files that a worker must have too."""
+
+    def unpack(self, head: dict[Any, Any], payload: bytes, n: int) -> Made:
+        """Return what a worker answered on n documents."""
+
 
 PER_WORKER = 2
 """Batches under way per worker: one in its hands, one ready for it."""
@@ -37,10 +57,8 @@ SLOWEST_BYTES_S = 20_000
 ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def encoded(
-    work: Work, encoder: Encoder, tokenizer: Path, eval_fraction: float, workers: int
-) -> Iterator[tuple[Batch, Result]]:
-    """Yield each batch with its tokens, in order; by one worker, or for one batch, in here.
+def encoded(work: Work, job: Job[R], tokenizer: Path, workers: int) -> Iterator[tuple[Batch, R]]:
+    """Yield each batch with its result, in order; by one worker, or for one batch, in here.
 
     Raises:
         DataError: a worker cannot be started, or dies; names its batch. None is left running.
@@ -50,29 +68,27 @@ def encoded(
     if workers == 1 or len(head) < 2:
         for batch, wanted in work:
             try:
-                result = encoder.encode(batch.texts, wanted)
+                result = job.encode(batch.texts, wanted)
             except DataError as error:
                 raise DataError(f"{batch.first} to {batch.last}: {error}") from error
             yield batch, result
         return
-    with _Pool(encoder, tokenizer, eval_fraction, workers) as pool:
+    with _Pool(job, tokenizer, workers) as pool:
         yield from pool.encoded(work)
 
 
-class _Pool:
+class _Pool(Generic[R]):
     """Worker processes, each with a thread here that waits for it."""
 
-    def __init__(
-        self, encoder: Encoder, tokenizer: Path, eval_fraction: float, workers: int
-    ) -> None:
-        self._workers: list[_Worker] = []
-        self._idle: SimpleQueue[_Worker] = SimpleQueue()
-        self._holders: dict[int, _Worker] = {}
+    def __init__(self, job: Job[R], tokenizer: Path, workers: int) -> None:
+        self._workers: list[_Worker[R]] = []
+        self._idle: SimpleQueue[_Worker[R]] = SimpleQueue()
+        self._holders: dict[int, _Worker[R]] = {}
         self._most = PER_WORKER * workers
         self._threads = ThreadPoolExecutor(workers)
         try:
             for _ in range(workers):
-                self._workers.append(_Worker(encoder, tokenizer, eval_fraction))
+                self._workers.append(_Worker(job, tokenizer))
         except OSError as error:
             self._end()
             raise DataError(
@@ -85,7 +101,7 @@ class _Pool:
         for worker in self._workers:
             self._idle.put(worker)
 
-    def __enter__(self) -> _Pool:
+    def __enter__(self) -> _Pool[R]:
         return self
 
     def __exit__(
@@ -93,9 +109,9 @@ class _Pool:
     ) -> None:
         self._end()
 
-    def encoded(self, work: Work) -> Iterator[tuple[Batch, Result]]:
-        """Yield each batch with its tokens; only so many are under way at a time."""
-        waiting: deque[tuple[Batch, Future[Result]]] = deque()
+    def encoded(self, work: Work) -> Iterator[tuple[Batch, R]]:
+        """Yield each batch with its result; only so many are under way at a time."""
+        waiting: deque[tuple[Batch, Future[R]]] = deque()
         under_way = 0  # bytes of text
         for batch, wanted in work:
             size = batch.text_bytes
@@ -109,7 +125,7 @@ class _Pool:
             done, future = waiting.popleft()
             yield done, self._result(done, future)
 
-    def _result(self, batch: Batch, future: Future[Result]) -> Result:
+    def _result(self, batch: Batch, future: Future[R]) -> R:
         """Wait for the oldest batch, which always has a worker; DataError if that is stuck."""
         limit_s = PATIENCE_S + batch.text_bytes / SLOWEST_BYTES_S
         wait([future], limit_s)
@@ -123,7 +139,7 @@ class _Pool:
             )
         return future.result()
 
-    def _encode(self, batch: Batch, wanted: list[Split]) -> Result:
+    def _encode(self, batch: Batch, wanted: list[Split]) -> R:
         worker = self._idle.get()
         self._holders[batch.number] = worker
         try:
@@ -143,19 +159,18 @@ class _Pool:
             worker.close()
 
 
-class _Worker:
+class _Worker(Generic[R]):
     """One process, and the line to it."""
 
-    def __init__(self, encoder: Encoder, tokenizer: Path, eval_fraction: float) -> None:
+    def __init__(self, job: Job[R], tokenizer: Path) -> None:
         self._line, theirs = Pipe()
-        self._dtype = encoder.dtype
-        self._sha256 = encoder.tokenizer.sha256
+        self._job = job
         self._greeted = False
-        told = [str(theirs.fileno()), str(os.getpid()), str(tokenizer), repr(eval_fraction)]
+        told = [str(theirs.fileno()), str(os.getpid()), str(tokenizer), *job.arguments()]
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mpt.data.worker", *told],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *job.descriptors()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is for us: we end them
@@ -167,7 +182,7 @@ class _Worker:
         finally:
             theirs.close()
 
-    def encode(self, batch: Batch, wanted: list[Split]) -> Result:
+    def encode(self, batch: Batch, wanted: list[Split]) -> R:
         """Have a batch tokenized. Raises DataError if the worker says so, or dies."""
         try:
             if not self._greeted:
@@ -176,17 +191,14 @@ class _Worker:
             self._line.send_bytes(json.dumps(request).encode())
             self._line.send_bytes(b"".join(batch.texts))
             answer = _receive(self._line, batch)
-            ids = np.frombuffer(self._line.recv_bytes(), self._dtype)
+            payload = self._line.recv_bytes()
         except (EOFError, OSError) as cause:
             raise DataError(
                 f"{batch.first} to {batch.last}: the process that tokenized them {self._end()}. "
                 "Finished shards are kept: the same command goes on from there. If memory was "
                 "short, use fewer --workers."
             ) from cause
-        result: Result = {}
-        for split, (documents, text_bytes, n_tokens) in answer.items():
-            result[split], ids = Encoded(documents, text_bytes, ids[:n_tokens]), ids[n_tokens:]
-        return result
+        return self._job.unpack(answer, payload, len(batch.texts))
 
     def state(self) -> str:
         """Say what the process is doing, by the system's word for it."""
@@ -202,7 +214,7 @@ class _Worker:
 
     def _greet(self) -> None:
         hello = _receive(self._line, None)
-        if hello["sha256"] != self._sha256:
+        if hello["sha256"] != self._job.tokenizer.sha256:
             raise DataError("the tokenizer was changed while it was in use; run this again.")
         self._greeted = True
 

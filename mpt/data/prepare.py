@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from mpt.data.batches import Split, batches, split_of
+from mpt.data.curate.judge import Judge
 from mpt.data.dataset import Dataset, check_tokenizer, open_dataset
 from mpt.data.index import has_index
 from mpt.data.pin import pinned, unpin
@@ -159,15 +160,20 @@ def _make_tokenizer(plan: Plan) -> tuple[Path, ...]:
 
 
 def _training_texts(plan: Plan) -> Iterator[str]:
+    """Yield what a tokenizer may learn from: `train`, masked and without what a rule drops."""
     seen = Progress("tokenizer")
+    curate = plan.source.curate
+    judge = Judge(curate, None, plan.eval_fraction) if curate else None
     for batch in batches(plan.documents(), plan.meter):
         for text in batch.texts:
             seen = replace(
                 seen, documents=seen.documents + 1, text_bytes=seen.text_bytes + len(text)
             )
             plan.watch(seen)
-            if split_of(text, plan.eval_fraction) == "train":
+            if judge is None and split_of(text, plan.eval_fraction) == "train":
                 yield text.decode("utf-8")
+        if judge is not None:
+            yield from judge.kept(batch.texts, "train")
 
 
 def _in_the_way(plan: Plan, split: Split, tokenizer: Tokenizer) -> Iterator[str]:
@@ -190,6 +196,8 @@ def _in_the_way(plan: Plan, split: Split, tokenizer: Tokenizer) -> Iterator[str]
     }
     if os.path.abspath(dataset.about.source) != os.path.abspath(wanted.source):
         pairs["source"] = (dataset.about.source, wanted.source)
+    if dataset.about.rules != wanted.rules:
+        pairs["prepare.curate"] = ("other rules", "those of the recipe")
     differ = [f"{key} {seen} (now {now})" for key, (seen, now) in pairs.items() if seen != now]
     if differ:
         yield (

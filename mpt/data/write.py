@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from typing import Any
 from mpt.data import batches as batching
 from mpt.data.about import About
 from mpt.data.batches import Batch, Split, batches
+from mpt.data.curate.gather import gather
+from mpt.data.curate.heldout import HeldOut
+from mpt.data.curate.judge import Judge
+from mpt.data.curate.settle import Settler
 from mpt.data.dataset import open_dataset
 from mpt.data.encode import Encoder, id_dtype
 from mpt.data.fingerprint import Fingerprint, fingerprint
@@ -36,14 +41,17 @@ def write_datasets(plan: Plan, splits: list[Split], tokenizer: Tokenizer) -> Non
     absent = [split for split in splits if not _is_finished(plan, split, tokenizer)]
     if absent:
         seen = fingerprint(plan.found)
-        packers = {split: _packer(plan, split, tokenizer, encoding, seen) for split in absent}
-        if any(packer.has_shards for packer in packers.values()):
-            plan.watch(Progress("resuming"))
-        try:
-            _fill(plan, packers, tokenizer, seen)
-        except BaseException:
-            _keep_finished_shards(plan, packers)
-            raise
+        with _held_out(plan) as held_out:
+            packers = {
+                split: _packer(plan, split, tokenizer, encoding, seen, held_out) for split in absent
+            }
+            if any(packer.has_shards for packer in packers.values()):
+                plan.watch(Progress("resuming"))
+            try:
+                _fill(plan, packers, tokenizer, seen, held_out)
+            except BaseException:
+                _keep_finished_shards(plan, packers)
+                raise
         _finish(plan, packers)
     for split in reversed(splits):
         path = plan.paths[split].resolve()
@@ -69,13 +77,36 @@ def _is_finished(plan: Plan, split: Split, tokenizer: Tokenizer) -> bool:
     return same and dataset.sample_length == plan.model.max_seq_len
 
 
+@contextmanager
+def _held_out(plan: Plan) -> Iterator[HeldOut | None]:
+    """Give the table of the texts that training must not see, if there are to be such."""
+    curate = plan.source.curate
+    if curate is None or curate.decontaminate is None:
+        yield None
+        return
+    plan.watch(Progress("held-out"))
+    folder = partial_of(plan.paths["train"]).parent
+    source = batches(plan.documents(), plan.meter)
+    table = gather(curate, source, plan.eval_fraction, folder)
+    try:
+        yield table
+    finally:
+        if table is not None:
+            table.close()
+
+
 def _packer(
-    plan: Plan, split: Split, tokenizer: Tokenizer, encoding: Encoding, seen: Fingerprint
+    plan: Plan,
+    split: Split,
+    tokenizer: Tokenizer,
+    encoding: Encoding,
+    seen: Fingerprint,
+    held_out: HeldOut | None,
 ) -> Packer:
     """Return what goes on where a killed call ended, or begins."""
     partial = partial_of(plan.paths[split])
     about = replace(plan.about(split, tokenizer), source_version=seen.version)
-    header = _header(plan, about, encoding, seen)
+    header = _header(plan, about, encoding, seen, held_out)
     marks = read_journal(partial, header, encoding)
     if marks is None and partial.exists():
         if (partial / JOURNAL_NAME).exists():
@@ -86,13 +117,16 @@ def _packer(
     drop_unfinished(partial, mark)
     journal = Journal(partial)
     journal.begin(header, marks or [])
-    writer = DatasetWriter(partial, encoding, plan.source.shard_bytes, mark.shards)
+    counted = tokenizer.vocab_size if about.curation is not None else 0
+    writer = DatasetWriter(partial, encoding, plan.source.shard_bytes, mark.shards, n_ids=counted)
     return Packer(writer, about, journal, mark)
 
 
-def _header(plan: Plan, about: About, encoding: Encoding, seen: Fingerprint) -> dict[str, Any]:
+def _header(
+    plan: Plan, about: About, encoding: Encoding, seen: Fingerprint, held_out: HeldOut | None
+) -> dict[str, Any]:
     """Return all that the shards and the numbers of batches are a function of."""
-    return {
+    return ({} if held_out is None else {"held_out": held_out.digest()}) | {
         "about": asdict(about),
         "encoding": str(encoding),
         "shard_bytes": plan.source.shard_bytes,
@@ -102,7 +136,11 @@ def _header(plan: Plan, about: About, encoding: Encoding, seen: Fingerprint) -> 
 
 
 def _fill(
-    plan: Plan, packers: dict[Split, Packer], tokenizer: Tokenizer, seen: Fingerprint
+    plan: Plan,
+    packers: dict[Split, Packer],
+    tokenizer: Tokenizer,
+    seen: Fingerprint,
+    held_out: HeldOut | None,
 ) -> None:
     """Tokenize every batch for the datasets that do not have it, and pack it."""
 
@@ -116,19 +154,33 @@ def _fill(
         )
         plan.watch(replace(counts, read_bytes=batch.read_bytes, source_bytes=seen.source_bytes))
 
-    def work() -> Iterator[tuple[Batch, list[Split]]]:
+    def wanted_of(batch: Batch) -> list[Split]:
+        return [split for split, packer in packers.items() if packer.next_batch <= batch.number]
+
+    def work(*, of_all: bool) -> Iterator[tuple[Batch, list[Split]]]:
         for batch in batches(plan.documents(), plan.meter):
-            wanted = [s for s, packer in packers.items() if packer.next_batch <= batch.number]
-            if wanted:
+            wanted = wanted_of(batch)
+            if wanted or of_all:
                 yield batch, wanted
             else:
                 tell("resuming", batch)
 
-    encoder = Encoder(tokenizer, plan.eval_fraction)
-    for batch, result in encoded(work(), encoder, plan.tokenizer, plan.eval_fraction, plan.workers):
-        for split, tokens in result.items():
+    encoder, curate = Encoder(tokenizer, plan.eval_fraction), plan.source.curate
+    if curate is None:
+        for batch, result in encoded(work(of_all=False), encoder, plan.tokenizer, plan.workers):
+            for split, tokens in result.items():
+                packers[split].add(batch.number, tokens)
+            tell("dataset", batch)
+        return
+    judge = Judge(curate, encoder, plan.eval_fraction, held_out)
+    settler = Settler(curate)
+    # What is finished is judged again for its duplicates, but not tokenized.
+    to_judge = work(of_all=settler.remembers)
+    for batch, judged in encoded(to_judge, judge, plan.tokenizer, plan.workers):
+        wanted = wanted_of(batch)
+        for split, tokens in settler.settle(batch, judged, wanted).items():
             packers[split].add(batch.number, tokens)
-        tell("dataset", batch)
+        tell("dataset" if wanted else "resuming", batch)
 
 
 def _finish(plan: Plan, packers: dict[Split, Packer]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from mpt.recipe.curate import Curate
 from mpt.recipe.delta import DELTA_PREFIX, Delta
 from mpt.recipe.problem import Problem
 
@@ -206,6 +207,8 @@ class Prepare:
     """Shards are cut at about this many bytes of tokens."""
     tokenizer: Literal["train", "existing"] = "train"
     """`train` makes a tokenizer of model.vocab_size when tokenizer.path is missing."""
+    curate: Curate | None = None
+    """Rules by which documents are dropped or masked; null keeps all as they are."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong within this section."""
@@ -216,6 +219,8 @@ class Prepare:
             yield Problem("prepare.eval_fraction", f"{self.eval_fraction} is not in [0, 1).")
         if self.shard_bytes < 1:
             yield Problem("prepare.shard_bytes", f"{self.shard_bytes} is not a positive count.")
+        if self.curate is not None:
+            yield from self.curate.problems(self.eval_fraction)
 
 
 def _empty(key: str, path: str) -> Iterator[Problem]:

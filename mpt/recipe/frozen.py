@@ -49,9 +49,11 @@ def absolute(recipe: Recipe) -> Recipe:
     cache = replace(data.cache, dir=_absolute(data.cache.dir))
     prepare = recipe.prepare
     if prepare is not None and prepare.source != PYTHON_STDLIB:
-        prefix = DELTA_PREFIX if prepare.source.startswith(DELTA_PREFIX) else ""
-        source = prefix + _absolute(prepare.source.removeprefix(prefix))
-        prepare = replace(prepare, source=source)
+        prepare = replace(prepare, source=_absolute_source(prepare.source))
+    if prepare is not None and prepare.curate and (wanted := prepare.curate.decontaminate):
+        against = tuple(map(_absolute_source, wanted.against))
+        curate = replace(prepare.curate, decontaminate=replace(wanted, against=against))
+        prepare = replace(prepare, curate=curate)
     begins = recipe.train.init_from
     return replace(
         recipe,
@@ -99,6 +101,11 @@ def _list(dumper: yaml.SafeDumper, items: tuple[object, ...]) -> yaml.SequenceNo
 
 _Dumper.add_representer(str, _text)
 _Dumper.add_representer(tuple, _list)
+
+
+def _absolute_source(source: str) -> str:
+    prefix = DELTA_PREFIX if source.startswith(DELTA_PREFIX) else ""
+    return prefix + _absolute(source.removeprefix(prefix))
 
 
 def _absolute(path: str) -> str:

@@ -1,4 +1,4 @@
-"""A `model:` section out of plain values, which may come from a stranger: JSON, not YAML."""
+"""Sections out of plain values, which may come from a stranger: JSON, not YAML."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from mpt.errors import RecipeError
 from mpt.recipe import convert
+from mpt.recipe.curate import Curate
 from mpt.recipe.model import Model
 from mpt.recipe.source import MAX_DEPTH, Node, Place, Report
 
@@ -27,6 +28,16 @@ def model_from(values: Mapping[str, Any]) -> Model:
     report.raise_if_any()
     assert model is not None
     return model
+
+
+def curate_from(values: Mapping[str, Any]) -> Curate:
+    """Return the rules that `values`, made by `asdict` of such, describe; RecipeError if none."""
+    report = Report("curate")
+    report.know(_node({"curate": dict(values)}, MAX_DEPTH))
+    settings = convert.section(Curate, "curate", dict(values), report)
+    report.raise_if_any()
+    assert settings is not None
+    return settings
 
 
 def _node(value: Any, depth: int) -> Node:

@@ -73,6 +73,14 @@ class Recipe:
                 f"fills one stream, but data.streams names {len(self.data.streams)}.",
                 "prepare the others with `mpt data prepare` and drop this section.",
             )
+        curate = self.prepare.curate if self.prepare is not None else None
+        wanted = curate.decontaminate if curate is not None else None
+        if wanted is not None and wanted.eval_split and held_out is None:
+            yield Problem(
+                "prepare.curate.decontaminate.eval_split",
+                "is true, but there is no data.eval to keep apart.",
+                "name data.eval.path, or drop this.",
+            )
         if self.prepare is not None and held_out is not None and self.prepare.eval_fraction == 0:
             yield Problem(
                 "prepare.eval_fraction",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -9,18 +10,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
+from mpt.recipe.curate import Curate
+
 STOPPING_PREPARE = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
 import mpt.data.batches
 from mpt.data.prepare import prepare
+from mpt.recipe.plain import curate_from
 from tests.data.cases import recipe_for
 
 at_sync, workers = int(sys.argv[4]), int(sys.argv[5])
+rules = json.loads(sys.argv[6])
+curate = {"curate": curate_from(rules)} if rules else {}
 mpt.data.batches.BATCH_CHARACTERS = 700
 synced, fsync = 0, os.fsync
 
@@ -42,20 +49,21 @@ def watch(seen):
 # Who starts tests in the background has them ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.fsync = counted
-prepare(recipe_for(Path(sys.argv[2]), sys.argv[3]), progress=watch, workers=workers)
+prepare(recipe_for(Path(sys.argv[2]), sys.argv[3], **curate), progress=watch, workers=workers)
 print("done", flush=True)
 """
 
 
 @contextmanager
 def stopped_prepare(
-    out: Path, source: Path, *, workers: int, at_sync: int = 0
+    out: Path, source: Path, *, workers: int, at_sync: int = 0, curate: Curate | None = None
 ) -> Iterator[subprocess.Popen[str] | None]:
     """Give a process that prepares and stopped before its n-th fsync, or at 0 amid the shards.
 
     None if it was done before. It is killed at the end of the block, if it is still there.
     """
-    arguments = [Path(__file__).parents[2], out, source, at_sync, workers]
+    rules = json.dumps(asdict(curate) if curate else None)
+    arguments = [Path(__file__).parents[2], out, source, at_sync, workers, rules]
     process = subprocess.Popen(
         [sys.executable, "-c", STOPPING_PREPARE, *map(str, arguments)],
         stdout=subprocess.PIPE,

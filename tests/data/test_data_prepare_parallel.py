@@ -187,11 +187,11 @@ def test_reading_does_not_run_ahead_of_what_is_packed(
         nonlocal read
         for number in range(30):
             read += 1
-            yield Batch(number, [b"x" * 100], "first", "last", 0), ["train"]
+            yield Batch(number, [b"x" * 100], ["name"], 0), ["train"]
 
     encoder = Encoder(load_tokenizer(tokenizer), 0.0)
     most = min(PER_WORKER * 2, most_bytes // 100)
-    for batch, result in encoded(work(), encoder, tokenizer, 0.0, 2):
+    for batch, result in encoded(work(), encoder, tokenizer, 2):
         assert read - batch.number <= most + 1
         assert result["train"].documents == 1
     assert batch.number == 29

@@ -1,0 +1,1 @@
+"""Which documents are kept, what is masked in them, and an account of both."""

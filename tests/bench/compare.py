@@ -32,7 +32,7 @@ SHAPES = {
     "d384 L6 h6 S512 V8192, 4 samples": Shape(384, 6, 6, 512, 8192, 4, "bf16"),
     "MPT-125M: d768 L12 h12 S1024 V50432, 1 sample": Shape(768, 12, 12, 1024, 50432, 1, "bf16"),
 }
-STEPS = {shape: steps for shape, steps in zip(SHAPES, (8, 4), strict=True)}
+STEPS = dict(zip(SHAPES, (8, 4), strict=True))
 """Of one round."""
 OURS = "mpt"
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpt.model.head import LogitForm, summed_loss
+from mpt.model.head import LogitForm, chunk_cost, summed_loss
 from mpt.recipe.budget import HEAD_ROWS
 from mpt.state import IGNORE, Loss
 
@@ -34,7 +34,7 @@ FORMS = {
 
 
 def ours_of(case: tuple[Tensor, Tensor, Tensor], form: LogitForm = FORMS["as it is"]) -> Loss:
-    return summed_loss(*case, form)
+    return summed_loss(*case, form, chunk_cost)
 
 
 def plain(

@@ -19,7 +19,7 @@ from mpt.data.loader import Loader
 from mpt.data.order import rank_slice
 from mpt.dist import Ranks
 from mpt.objective import next_token_loss
-from mpt.optim import set_learning_rate
+from mpt.optim import set_learning_rate, training_tensors
 from mpt.peak import peak_flops
 from mpt.recipe import Recipe
 from mpt.recipe.budget import causal_flops_per_token, flops_per_token
@@ -89,6 +89,10 @@ class Course:
         chosen = fit(recipe, machine_of(ranks), ranks.world_size)
         with closing(_Source(recipe, chosen, ranks, real)) as source:
             yield cls(recipe, chosen, ranks, source)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint of it would hold."""
+        return training_tensors(self._model, self._optimizer)
 
     def take(self, steps: int) -> list[Lap]:
         """Take the next so many steps."""

@@ -80,12 +80,13 @@ class MPT(nn.Module):
     def compile_parts(self) -> None:
         """Have torch.compile make kernels of each block and of the loss, before they first run.
 
-        The blocks share their code, so it is compiled once; the rest of the pass is a few lookups.
+        Never dynamic: what is computed must hang on the shape at hand alone, not on which others
+        were seen before it, or a probe or an evaluation would change a run's bits.
         """
-        # Each window, and training and evaluation, is a variant of it.
+        # Blocks share their code: each window, and training and evaluation, is a variant of it.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for block in self.transformer.blocks:
-            block.compile(fullgraph=True)
+            block.compile(fullgraph=True, dynamic=False)
         self.chunk_cost = torch.compile(chunk_cost, fullgraph=True, dynamic=False)
 
     def forward(

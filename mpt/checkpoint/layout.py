@@ -41,7 +41,6 @@ _STEP_NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL_NAME = re.compile(r"step-\d{8,}\.attempt-(\d+)\.partial")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MANIFEST_LIMIT_BYTES = 1 << 28
-_HASHED_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -178,8 +177,7 @@ def damage(
     found = [f"{name}: is not in the manifest" for name in sorted(strangers)]
     wanted = sorted((f for f in manifest.files if f.kind in kinds), key=lambda file: file.name)
     mine = wanted[rank::world_size]
-    # A thread hashes about 1.2 GB/s, and most disks give more. hashlib lets go of Python's lock.
-    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+    with ThreadPoolExecutor(4) as pool:  # one thread hashes 1.2 GB/s, and most disks give more
         faults = list(pool.map(lambda file: _fault(directory / file.name, file), mine))
     return found + [
         f"{file.name}: {fault}" for file, fault in zip(mine, faults, strict=True) if fault

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLIP, RATE, BETAS, DECAY = 1.0, 6e-4, (0.9, 0.95), 0.1
 
 
@@ -56,12 +57,13 @@ class Shape:
         """Return tokens and what follows each: the same for every contestant."""
         size = (self.batch, self.sample + 1)
         drawn = torch.randint(0, self.vocab_size, size, generator=torch.Generator().manual_seed(0))
+        drawn = drawn.to(DEVICE)
         return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
 
     @property
     def autocast(self) -> Any:
         """What a peer's forward pass runs in: fp32 weights, bf16 where torch deems it safe."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 @contextmanager
@@ -110,7 +112,7 @@ def transformers(shape: Shape) -> Iterator[Callable[[int], None]]:
         vocab_size=shape.vocab_size,
         use_cache=False,
     )
-    model = cast(nn.Module, MptForCausalLM(config)).train()
+    model = cast(nn.Module, MptForCausalLM(config)).to(DEVICE).train()
     tokens, targets = shape.draw()
     # The model shifts labels itself; what it drops at the end is one target of each sample.
     labels = torch.cat([tokens[:, :1], targets[:, :-1]], dim=1)
@@ -120,7 +122,7 @@ def transformers(shape: Shape) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def nanogpt(shape: Shape) -> Iterator[Callable[[int], None]]:
     """The yardstick: a GPT in plain torch, compiled whole."""
-    model = _Gpt(shape)
+    model = _Gpt(shape).to(DEVICE)
     compiled = torch.compile(model)
     tokens, targets = shape.draw()
     yield _plain_loop(shape, model, lambda: compiled(tokens, targets))
@@ -165,7 +167,9 @@ class _Gpt(nn.Module):
         self.head.weight = self.wte.weight
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))  # (B, S, D)
+        x = self.wte(tokens) + self.wpe(
+            torch.arange(tokens.shape[1], device=tokens.device)
+        )  # (B, S, D)
         for block in self.blocks:
             x = block(x)
         return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
@@ -201,11 +205,13 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     with CONTESTANTS[name](shape) as take:
         take(3)  # compiles, allocates, and settles
+        _catch_up()
         _forget_peak()
         print(json.dumps({"ready": name}), file=answers)
         for line in sys.stdin:
             wall, cpu = time.perf_counter(), _cpu_s()
             take(int(line))
+            _catch_up()
             wall, cpu = time.perf_counter() - wall, _cpu_s() - cpu
             assert math.isfinite(wall)
             answer = {"wall_s": wall, "cpu_s": cpu, "peak_bytes": _peak_bytes()}
@@ -220,12 +226,21 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def _catch_up() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def _forget_peak() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_bytes() -> int:
-    """The most memory that the process has had at once, since it was ready."""
+    """The most memory at once since it was ready: the process's, or its tensors' on a GPU."""
+    if DEVICE.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) << 10
 

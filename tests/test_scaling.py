@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mpt.bench.scaling import Cluster, step
 from mpt.recipe.budget import flops_per_token
 from mpt.recipe.size import n_parameters
-from tests.bench.scaling import PUBLISHED, model_of, predicted
+from tests.bench.scaling import PUBLISHED, check, forecast, model_of, predicted
 
 SEVEN = model_of("7b")
 ALONE = {"microbatch_size": 4, "mfu_alone": 0.5}
@@ -59,3 +60,10 @@ def test_the_published_decline_is_met_within_four_per_cent(size: str) -> None:
     _, published = PUBLISHED[size]
     for gpus, mfu in published.items():
         assert predicted(size, gpus) == pytest.approx(mfu, rel=0.04)
+
+
+def test_the_document_shows_what_the_arithmetic_gives() -> None:
+    page = (Path(__file__).parent / "bench" / "scaling.md").read_text(encoding="utf-8")
+    rows = [*check(), *forecast("7b", 1024 * 2048, hybrid=False)]
+    rows += forecast("30b", 2048 * 2048, hybrid=True)
+    assert not set(rows) - set(page.splitlines())

@@ -35,7 +35,7 @@ def main() -> None:
     cfg = recipe.absolute(recipe.load(Path(path), [*overrides, *off]))
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     laps: list[tuple[float, float]] = []
-    bare = loop.train_step
+    bare = vars(loop)["train_step"]
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         began = time.thread_time()
@@ -43,7 +43,7 @@ def main() -> None:
         laps.append((began, time.thread_time()))
         return result
 
-    loop.train_step = timed  # the one line between the loop and what it is measured against
+    vars(loop)["train_step"] = timed
     with tempfile.TemporaryDirectory() as folder, process_group() as ranks:
         run_dir = Path(folder)
         recipe.freeze(cfg, run_dir / RECIPE)

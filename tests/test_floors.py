@@ -137,3 +137,14 @@ def test_torch_does_not_enter_the_process(code: str) -> None:
         [sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     assert done.stderr.strip().endswith("False"), done.stderr
+
+
+def test_a_worker_imports_what_it_needs_and_no_compiler() -> None:
+    """A second of start-up, and more with each package that comes along unasked."""
+    unasked = {"torch._dynamo", "torch._inductor", "transformers", "omegaconf", "fsspec", "gguf"}
+    code = "import sys, mpt.train.run; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert "torch" in done.stdout.split(), done.stderr
+    assert not unasked & set(done.stdout.split())

@@ -124,3 +124,15 @@ def test_bad_samples_are_counted_and_told(tmp_path: Path) -> None:
     told = [line for line in terminal.getvalue().splitlines() if "bad samples" in line]
     assert len(told) == 2
     assert "step 3: 2 bad samples left out" in told[0]
+
+
+def test_what_is_reported_left_the_device_when_the_step_was_queued(tmp_path: Path) -> None:
+    watch, _ = watch_in(tmp_path, lambda _: None)
+    taken, state = result(2.5, applied=True), RunState(3, 18, 180)
+    watch.queued(
+        state, taken, before=12, limit=5.0, lr=0.1, began=time.perf_counter(), data_wait_s=0.0
+    )
+    for number in (taken.loss, taken.grad_norm, taken.applied):
+        number.zero_()  # as the next step may do with memory that is free again
+    assert watch.settle(state).vitals.losses == ((3, 2.5),)
+    assert [line["grad_norm"] for line in records(tmp_path, METRICS)] == [1.0]

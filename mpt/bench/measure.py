@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from mpt.data.loader import Loader
 from mpt.data.order import rank_slice
 from mpt.dist import Ranks
 from mpt.objective import next_token_loss
-from mpt.optim import set_learning_rate
+from mpt.optim import set_learning_rate, training_tensors
 from mpt.peak import peak_flops
 from mpt.recipe import Recipe
 from mpt.recipe.budget import causal_flops_per_token, flops_per_token
@@ -36,9 +35,6 @@ from mpt.train.step import train_step
 PARTS = ("data", "forward", "backward", "optimizer")
 """backward includes the reduction and clipping of gradients; what is left of a step is zeroing
 gradients and the like."""
-
-Batches = Callable[[int], list[Microbatch]]
-"""Number of a step -> this rank's microbatches."""
 
 
 @dataclass(frozen=True)
@@ -57,27 +53,68 @@ def measure(recipe: Recipe, ranks: Ranks, *, steps: int, warmup: int, real: bool
     Args:
         real: read the recipe's data; else random tokens of the same shape.
     """
-    chosen = fit(recipe, machine_of(ranks), ranks.world_size)
-    model, optimizer = build(recipe, chosen, ranks)
-    stopwatch = Stopwatch(ranks.device, optimizer)
-    began = time.perf_counter()
-    with closing(_Source(recipe, chosen, ranks, real)) as source:
-        take = partial(_take, recipe, model, optimizer, source, stopwatch)
-        early = take(range(1))
+    with Course.prepared(recipe, ranks, real=real) as course:
+        began = time.perf_counter()
+        early = course.take(1)
         first_step_s = time.perf_counter() - began
-        early += take(range(1, warmup))
-        _forget_peak(ranks.device)
-        laps = take(range(warmup, warmup + steps))
+        early += course.take(warmup - 1)
+        forget_peak(ranks.device)
+        laps = course.take(steps)
     return {
-        **_figures(recipe, chosen, ranks, laps),
+        **_figures(recipe, course.chosen, ranks, laps),
         "first_step_s": first_step_s,
         "warmup_steps": warmup,
         "losses": [float(lap.loss) for lap in early + laps],
         "data": "the recipe's" if real else "random tokens",
-        "chosen": chosen.to_json(),
+        "chosen": course.chosen.to_json(),
         "hardware": _hardware(ranks),
         "versions": versions(),
     }
+
+
+class Course:
+    """A recipe's model, optimizer and data, ready to take the steps that training takes."""
+
+    def __init__(self, recipe: Recipe, chosen: Fit, ranks: Ranks, source: _Source) -> None:
+        self.chosen = chosen
+        self._recipe, self._source = recipe, source
+        self._model, self._optimizer = build(recipe, chosen, ranks)
+        self._stopwatch = Stopwatch(ranks.device, self._optimizer)
+        self._steps = 0
+
+    @classmethod
+    @contextmanager
+    def prepared(cls, recipe: Recipe, ranks: Ranks, *, real: bool) -> Iterator[Course]:
+        """Build what training would build here; `real` as for `measure`."""
+        chosen = fit(recipe, machine_of(ranks), ranks.world_size)
+        with closing(_Source(recipe, chosen, ranks, real)) as source:
+            yield cls(recipe, chosen, ranks, source)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint of it would hold."""
+        return training_tensors(self._model, self._optimizer)
+
+    def take(self, steps: int) -> list[Lap]:
+        """Take the next so many steps."""
+        return [self._step() for _ in range(steps)]
+
+    def _step(self) -> Lap:
+        recipe, step = self._recipe, self._steps
+        self._steps += 1
+        self._stopwatch.mark("data")
+        microbatches = self._source.next(step)
+        self._stopwatch.mark("rest")
+        total = recipe.train.steps
+        rate = learning_rate(recipe.schedule, recipe.optimizer.lr, min(step, total - 1), total)
+        set_learning_rate(self._optimizer, rate)
+        taken = train_step(
+            self._model,
+            self._optimizer,
+            microbatches,
+            self._stopwatch.objective,
+            max_grad_norm=recipe.train.max_grad_norm,
+        )
+        return self._stopwatch.lap(taken.loss)
 
 
 class Stopwatch:
@@ -166,33 +203,6 @@ def _random_batch(recipe: Recipe, chosen: Fit, ranks: Ranks) -> list[Microbatch]
     return microbatches
 
 
-def _take(
-    recipe: Recipe,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    source: _Source,
-    stopwatch: Stopwatch,
-    steps: range,
-) -> list[Lap]:
-    laps = []
-    for step in steps:
-        stopwatch.mark("data")
-        microbatches = source.next(step)
-        stopwatch.mark("rest")
-        total = recipe.train.steps
-        rate = learning_rate(recipe.schedule, recipe.optimizer.lr, min(step, total - 1), total)
-        set_learning_rate(optimizer, rate)
-        taken = train_step(
-            model,
-            optimizer,
-            microbatches,
-            stopwatch.objective,
-            max_grad_norm=recipe.train.max_grad_norm,
-        )
-        laps.append(stopwatch.lap(taken.loss))
-    return laps
-
-
 def _figures(recipe: Recipe, chosen: Fit, ranks: Ranks, laps: Sequence[Lap]) -> dict[str, Any]:
     seconds = [lap.whole for lap in laps]
     median = statistics.median(seconds)
@@ -210,7 +220,7 @@ def _figures(recipe: Recipe, chosen: Fit, ranks: Ranks, laps: Sequence[Lap]) -> 
         "mfu": None if per_flop is None else per_flop * flops_per_token(recipe.model),
         "causal_mfu": None if per_flop is None else per_flop * causal_flops_per_token(recipe.model),
         "peak_flops_per_rank": peak,
-        "peak_memory_bytes": _peak_memory(ranks.device),
+        "peak_memory_bytes": peak_memory(ranks.device),
     }
 
 
@@ -220,7 +230,8 @@ def _percentile(values: Sequence[float], share: float) -> float:
     return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
 
 
-def _forget_peak(device: torch.device) -> None:
+def forget_peak(device: torch.device) -> None:
+    """Have `peak_memory` begin anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -228,7 +239,7 @@ def _forget_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Bytes that tensors took on a GPU at most; on a CPU, the whole process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from mpt.model.attend import Backend, Scores, attend_with, block_masks
 from mpt.model.cache import Cache
 from mpt.model.embedding import look_up
-from mpt.model.head import LogitForm, summed_loss
+from mpt.model.head import ChunkCost, LogitForm, chunk_cost, summed_loss
 from mpt.model.position import alibi_slopes, places, rotate, rotations
 from mpt.model.recompute import recomputed
 from mpt.recipe.activations import Recompute
@@ -75,6 +75,19 @@ class MPT(nn.Module):
             self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
         self.tied = cfg.tie_word_embeddings
         self.form = LogitForm(cfg.logit_factor, cfg.final_logit_softcapping, z_loss)
+        self.chunk_cost: ChunkCost = chunk_cost
+
+    def compile_parts(self) -> None:
+        """Have torch.compile make kernels of each block and of the loss, before they first run.
+
+        Never dynamic: what is computed must hang on the shape at hand alone, not on which others
+        were seen before it, or a probe or an evaluation would change a run's bits.
+        """
+        # Blocks share their code: each window, and training and evaluation, is a variant of it.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        for block in self.transformer.blocks:
+            block.compile(fullgraph=True, dynamic=False)
+        self.chunk_cost = torch.compile(chunk_cost, fullgraph=True, dynamic=False)
 
     def forward(
         self,
@@ -97,7 +110,7 @@ class MPT(nn.Module):
         hidden = self.transformer(tokens, documents, cache)  # (B, S, D)
         if targets is None:
             return self.logits(hidden)
-        return summed_loss(hidden, self.head, targets, self.form)
+        return summed_loss(hidden, self.head, targets, self.form, self.chunk_cost)
 
     def logits(self, hidden: Tensor) -> Tensor:  # (B, S, D) -> (B, S, V)
         """Return the logits at some positions."""

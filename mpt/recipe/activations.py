@@ -15,7 +15,7 @@ Recompute = Literal["none", "selective", "full"]
 activations and the like again; full keeps a block's input alone and runs the block again."""
 
 BYTES = {"bf16": 2, "fp32": 4}
-HEAD_ROWS = 512
+HEAD_ROWS = 2048
 """Rows of logits that exist at a time: the head is computed in chunks of so many positions."""
 QUERY_BLOCK = 128
 """Queries that attention handles at a time where it is not fused."""

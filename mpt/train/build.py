@@ -25,16 +25,13 @@ DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.fl
 def build(recipe: Recipe, fit: Fit, ranks: Ranks) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return the model, sharded over all ranks and freshly initialised, and its optimizer.
 
-    The order matters: blocks are compiled before they are sharded, sharded before memory is
+    The order matters: parts are compiled before they are sharded, sharded before memory is
     taken, and initialised by rows, so that no rank ever holds the whole model.
     """
     with torch.device("meta"):
         model = MPT(recipe.model, fit.attention.backend, recipe.train.z_loss, fit.recompute)
     if fit.compile:
-        # Blocks share their code: each window, and training and evaluation, is a variant of it.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        for block in model.transformer.blocks:
-            block.compile(fullgraph=True)
+        model.compile_parts()
     policy = _mixed_precision(fit.precision)
     for block in model.transformer.blocks:
         fully_shard(block, mesh=ranks.mesh, mp_policy=policy)

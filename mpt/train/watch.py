@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from mpt import health
 from mpt.display import Display, Reading
 from mpt.launch.attempt import this_attempt
@@ -21,6 +23,33 @@ SMOOTHING = 0.9
 """Weight of the past in the step time that the time left is computed from."""
 
 
+class _Numbers:
+    """What a step reports, on its way to the host.
+
+    A tensor that is read waits for all that was queued on its device before, and that is the next
+    step as well: the device would idle until the host has looked. So the numbers leave as soon as
+    they are queued, and what is waited for is that they have arrived.
+    """
+
+    def __init__(self, result: StepResult) -> None:
+        told = (result.loss, result.grad_norm, result.applied, result.bad_samples)
+        numbers = torch.stack([number.double() for number in told])  # holds each of them exactly
+        self._arrived: torch.cuda.Event | None = None
+        self._host = numbers
+        if numbers.is_cuda:
+            self._host = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self._host.copy_(numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> tuple[float, float, bool, int]:
+        """Return loss, norm of the gradient, whether the update was applied, and bad samples."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, grad_norm, applied, bad_samples = self._host.tolist()
+        return loss, grad_norm, bool(applied), int(bad_samples)
+
+
 @dataclass(frozen=True)
 class _Pending:
     """A step that has been queued on the device, and may not be finished there."""
@@ -29,7 +58,7 @@ class _Pending:
     """After the step."""
     before: int
     """`RunState.samples` before it."""
-    result: StepResult
+    numbers: _Numbers
     limit: float
     """Loss above which it counts as a spike."""
     lr: float
@@ -40,8 +69,8 @@ class _Pending:
 class Watch:
     """Turns step results into records and lines. Every rank has one; rank 0's speaks.
 
-    A result is read when the next step has been queued: by then it is there, so the device
-    never idles while the host looks.
+    A result is read when the next step has been queued: by then it is there, or about to be, and
+    the device has work while the host looks.
     """
 
     def __init__(
@@ -103,7 +132,8 @@ class Watch:
         """
         assert self._pending is None, "a result was not read"
         step_s = time.perf_counter() - began
-        self._pending = _Pending(state, before, result, limit, lr, step_s, data_wait_s)
+        numbers = _Numbers(result)
+        self._pending = _Pending(state, before, numbers, limit, lr, step_s, data_wait_s)
 
     def settle(self, state: RunState) -> RunState:
         """Report the step that is still out, waiting for the device if need be.
@@ -117,8 +147,7 @@ class Watch:
         pending, self._pending = self._pending, None
         if pending is None:
             return state
-        loss, grad_norm = float(pending.result.loss), float(pending.result.grad_norm)
-        applied = bool(pending.result.applied)
+        loss, grad_norm, applied, n_bad = pending.numbers.read()
         step, stop = pending.state.step, pending.state.samples
         start = stop - self._samples_per_step
         if self._first:
@@ -135,7 +164,6 @@ class Watch:
             applied=applied,
             window=self._cfg.spike_window,
         )
-        n_bad = int(pending.result.bad_samples)
         if n_bad:
             text = f"step {step:,}: {n_bad} bad samples left out, see bad_sample in {EVENTS}"
             self._display.note(text, "yellow")

@@ -19,9 +19,10 @@ from mpt.model.position import alibi_slopes
 from mpt.objective import next_token_loss
 from mpt.optim import build_optimizer, training_tensors
 from mpt.recipe.train import Optimizer
-from mpt.state import IGNORE, Microbatch, RunState
+from mpt.state import IGNORE, Microbatch, RunState, StepResult
 from mpt.train.step import train_step
 from tests.dist.saving import memory_in, saver_in
+from tests.test_watch import watch_in
 from tests.tiny_model import TINY, digest, sharded, whole
 
 pytestmark = [
@@ -141,3 +142,16 @@ def test_a_compiled_block_makes_the_same_again_on_the_gpu(backend: Any, how: Any
     expected = gradients("sdpa", "none", False)
     for ours, theirs in zip(gradients(backend, how, True), expected, strict=True):
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-2
+
+
+def test_a_result_is_read_before_the_next_step_is_over(tmp_path: Path) -> None:
+    gpu = torch.device("cuda")
+    dtypes = (None, None, torch.bool, torch.int64)
+    taken = StepResult(*(torch.ones((), device=gpu, dtype=dtype) for dtype in dtypes))
+    watch, _ = watch_in(tmp_path, lambda _: None)
+    state, after = RunState(3, 18, 180), torch.cuda.Event()
+    watch.queued(state, taken, before=12, limit=5.0, lr=0.1, began=0.0, data_wait_s=0.0)
+    torch.cuda._sleep(10**9)  # half a second: the next step, queued behind it
+    after.record()
+    assert watch.settle(state).vitals.losses == ((3, 1.0),)
+    assert not after.query(), "the host has waited for the next step"

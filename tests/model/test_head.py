@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpt.model.head import LogitForm, summed_loss
+from mpt.model.head import LogitForm, chunk_cost, summed_loss
 from mpt.recipe.budget import HEAD_ROWS
 from mpt.state import IGNORE, Loss
 
@@ -34,7 +34,7 @@ FORMS = {
 
 
 def ours_of(case: tuple[Tensor, Tensor, Tensor], form: LogitForm = FORMS["as it is"]) -> Loss:
-    return summed_loss(*case, form)
+    return summed_loss(*case, form, chunk_cost)
 
 
 def plain(
@@ -113,3 +113,23 @@ def test_evaluation_gives_the_same_loss_as_training() -> None:
     with torch.no_grad():
         evaluated = ours_of(case(700))
     assert torch.equal(evaluated.nats, ours_of(case(700)).nats)
+
+
+@pytest.mark.parametrize("form", ["as it is", "all"])
+def test_a_compiler_takes_the_cost_of_a_chunk_in_whole(form: str) -> None:
+    compiled = torch.compile(chunk_cost, backend="aot_eager", fullgraph=True, dynamic=False)
+    ours, theirs = case(50, torch.bfloat16), case(50, torch.bfloat16)
+    summed_loss(*ours, FORMS[form], compiled).objective.backward()
+    ours_of(theirs, FORMS[form]).objective.backward()
+    for mine, reference in zip(ours[:2], theirs[:2], strict=True):
+        assert torch.equal(gradient(mine), gradient(reference))
+
+
+def test_what_a_sure_prediction_is_still_off_by_is_not_lost_to_bf16() -> None:
+    raw = torch.zeros(1, V, dtype=torch.bfloat16)
+    raw[0, 7] = 11.0  # a probability of 0.999: in bf16 it would be 1
+    found = chunk_cost(raw, torch.tensor([7]), LogitForm(), wanted=True).d_raw
+    assert found is not None
+    exact = torch.softmax(raw.double(), dim=-1)[0, 7] - 1
+    assert -2e-3 < float(exact) < -5e-4
+    assert float(found[0, 7]) == pytest.approx(float(exact), rel=1e-2)

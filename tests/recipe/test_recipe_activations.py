@@ -15,7 +15,13 @@ from torch.utils._pytree import tree_leaves
 from mpt.model.attend import Backend
 from mpt.model.init import initialise
 from mpt.model.network import MPT
-from mpt.recipe.budget import Precision, Recompute, activation_bytes, auto_microbatch_size
+from mpt.recipe.budget import (
+    HEAD_ROWS,
+    Precision,
+    Recompute,
+    activation_bytes,
+    auto_microbatch_size,
+)
 from mpt.recipe.model import Model
 from tests.recipe.test_recipe_budget import mpt
 
@@ -161,7 +167,7 @@ def test_activations_grow_with_the_microbatch_and_the_width_of_a_number() -> Non
     assert sizes == sorted(set(sizes))
     per_sample = sizes[1] - sizes[0]
     assert sizes[3] - sizes[2] == per_sample  # only the head's part does not grow
-    assert sizes[0] - per_sample == 50_432 * (512 * (4 + 4 + 2) + 4 * 2048)
+    assert sizes[0] - per_sample == 50_432 * (HEAD_ROWS * (4 + 4 + 2) + 4 * 2048)
     fp32 = activation_bytes(model, 1, "fp32")
     assert sizes[0] < fp32 < 2 * sizes[0]
 

@@ -82,7 +82,8 @@ def assess(
             table.close()
     if not tally.came[0]:
         raise DataError(
-            f"{without_secrets(source.location)}: no document in a sample of {sample:g}; take a larger one."
+            f"{without_secrets(source.location)}: no document in a sample of {sample:g}; "
+            "take a larger one."
         )
     found = account(settings_of(rules), tally, ids)
     return Assessed(found, settings is not None, sample, dict(skipped))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mpt.data.loader import Loader
 from mpt.data.order import rank_slice
-from mpt.dist import Ranks
+from mpt.dist import Ranks, with_replicas
 from mpt.objective import next_token_loss
 from mpt.optim import set_learning_rate
 from mpt.peak import peak_flops
@@ -58,6 +58,7 @@ def measure(recipe: Recipe, ranks: Ranks, *, steps: int, warmup: int, real: bool
         real: read the recipe's data; else random tokens of the same shape.
     """
     chosen = fit(recipe, machine_of(ranks), ranks.world_size)
+    ranks = with_replicas(ranks, chosen.replicas)
     model, optimizer = build(recipe, chosen, ranks)
     stopwatch = Stopwatch(ranks.device, optimizer)
     began = time.perf_counter()

@@ -84,4 +84,8 @@ def test_a_choice_can_be_logged() -> None:
         "recompute": "none",
         "microbatch_size": 16,
         "compile": False,
+        "replicas": 1,
+        "reshard_after_forward": False,
+        "reduce_gradients": "once",
+        "float8": "off",
     }

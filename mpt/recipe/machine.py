@@ -41,7 +41,8 @@ class Machine:
         Memory is in whole GiB: a kernel keeps a few pages more or fewer to itself at each boot.
         """
         found = asdict(self)
-        return {**found, "memory_gib": round(found.pop("memory_bytes") / GIB)}
+        memory_gib = round(found.pop("memory_bytes") / GIB)
+        return {**found, "memory_gib": memory_gib}
 
 
 def this_cpu(ranks_per_node: int) -> Machine:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -60,12 +59,12 @@ def build(recipe: Recipe, fit: Fit, ranks: Ranks) -> tuple[nn.Module, torch.opti
     return model, build_optimizer(model, recipe.optimizer)
 
 
-def multiply_in_float8(blocks: nn.Module, how: Float8, **config: Any) -> None:
+def multiply_in_float8(blocks: nn.Module, how: Float8, *, emulate: bool = False) -> None:
     """Have every linear layer multiply in 8 bits, forward and backward; weights stay as they are.
 
     Args:
         blocks: on the meta device or not. The head is none of them: its logits stay in bf16.
-        config: more of torchao's `Float8LinearConfig`.
+        emulate: round to 8 bits, but multiply as the hardware at hand can.
 
     Source:
         Micikevicius et al. 2022, arXiv:2209.05433; torchao's recipes of these names.
@@ -73,7 +72,7 @@ def multiply_in_float8(blocks: nn.Module, how: Float8, **config: Any) -> None:
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     recipe = Float8LinearConfig.from_recipe_name(how)
-    convert_to_float8_training(blocks, config=replace(recipe, **config))
+    convert_to_float8_training(blocks, config=replace(recipe, emulate=emulate))
 
 
 def machine_of(ranks: Ranks) -> Machine:

@@ -31,7 +31,7 @@ LONG = 5000
 
 def long_run(root: Path, **train: Any) -> Recipe:
     cfg = prepared(root)
-    settings = {"steps": LONG, "microbatch_size": "auto", "compile": False} | train
+    settings: dict[str, Any] = {"steps": LONG, "microbatch_size": "auto", "compile": False} | train
     checkpoint = replace(cfg.checkpoint, every_steps=1)
     return replace(cfg, train=replace(cfg.train, **settings), checkpoint=checkpoint)
 
@@ -135,8 +135,9 @@ def test_a_checkpoint_that_was_copied_elsewhere_knows_it(
     begin(cfg, tmp_path / "elsewhere", nproc=2, number=1, stop=STOP_AT + 2)
     (chosen,) = events(tmp_path / "elsewhere", "chosen")
     assert chosen["by"] == "memory"
-    for key, value in read_manifest(committed(run_dir / "checkpoints")[0]).chosen["chosen"].items():  # type: ignore[index]
-        assert chosen[key] == value
+    content = read_manifest(committed(run_dir / "checkpoints")[0]).chosen
+    assert content is not None
+    assert {key: chosen[key] for key in content["chosen"]} == content["chosen"]
 
 
 def test_another_number_of_workers_chooses_for_itself_and_both_are_kept(

@@ -25,12 +25,14 @@ from mpt.peak import peak_flops
 from mpt.recipe import Recipe
 from mpt.recipe.budget import causal_flops_per_token, flops_per_token
 from mpt.recipe.fit import Fit, fit
+from mpt.recipe.probing import probe_pays
 from mpt.rundir import versions
 from mpt.schedule import learning_rate
 from mpt.state import Loss, Microbatch
 from mpt.tokenizer import load_tokenizer
 from mpt.train.build import DTYPES, build, machine_of
 from mpt.train.pace import DeviceClock, HostClock
+from mpt.train.probe import probe
 from mpt.train.step import train_step
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -57,13 +59,16 @@ def measure(recipe: Recipe, ranks: Ranks, *, steps: int, warmup: int, real: bool
     Args:
         real: read the recipe's data; else random tokens of the same shape.
     """
-    chosen = fit(recipe, machine_of(ranks), ranks.world_size)
+    machine = machine_of(ranks)
+    chosen = fit(recipe, machine, ranks.world_size)
     ranks = with_replicas(ranks, chosen.replicas)
     model, optimizer = build(recipe, chosen, ranks)
+    if probe_pays(recipe, machine, chosen, ranks.world_size):  # as training would
+        chosen, _ = probe(model, recipe, machine, chosen, ranks, beat=lambda: None)
     stopwatch = Stopwatch(ranks.device, optimizer)
     began = time.perf_counter()
     with closing(_Source(recipe, chosen, ranks, real)) as source:
-        take = partial(_take, recipe, model, optimizer, source, stopwatch)
+        take = partial(_take, recipe, chosen, model, optimizer, source, stopwatch)
         early = take(range(1))
         first_step_s = time.perf_counter() - began
         early += take(range(1, warmup))
@@ -168,6 +173,7 @@ def _random_batch(recipe: Recipe, chosen: Fit, ranks: Ranks) -> list[Microbatch]
 
 def _take(
     recipe: Recipe,
+    chosen: Fit,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     source: _Source,
@@ -188,6 +194,7 @@ def _take(
             microbatches,
             stopwatch.objective,
             max_grad_norm=recipe.train.max_grad_norm,
+            reduce_each=chosen.reduce_gradients == "each",
         )
         laps.append(stopwatch.lap(taken.loss))
     return laps

@@ -49,7 +49,7 @@ class Room:
             if self.world_size % wanted:
                 what = f"{wanted} does not divide the {self.world_size} workers."
                 raise UsageError(str(Problem("train.replicas", what, "use 1, or auto.")))
-            return wanted, "as train.replicas says"
+            return wanted, "as train.replicas says" if wanted > 1 else "plain FSDP"
         n_nodes, rest = divmod(self.world_size, n_local)
         if self.machine.device == "cpu":
             return 1, "a CPU has no faster way within a node than between nodes"

@@ -18,7 +18,7 @@ from torch import nn
 
 from mpt.checkpoint.layout import committed, read_manifest
 from mpt.dist import Ranks, any_rank, bytes_from_first
-from mpt.errors import CheckpointError, DataError
+from mpt.errors import CheckpointError
 from mpt.launch.attempt import newer_attempt
 from mpt.log import utc_now
 from mpt.recipe import Recipe
@@ -26,12 +26,9 @@ from mpt.recipe.fit import Fit
 from mpt.recipe.machine import Machine
 from mpt.recipe.premises import premises, recalled
 from mpt.recipe.probing import Tried, probe_pays
-from mpt.rundir import CHECKPOINTS, CHOSEN
-from mpt.storage import atomic_write, read_json
+from mpt.rundir import CHECKPOINTS, CHOSEN, CHOSEN_FORMAT, read_chosen
+from mpt.storage import atomic_write
 from mpt.train.probe import probe
-
-_LIMIT_BYTES = 1 << 20
-FORMAT = 1
 
 By = Literal["estimate", "probe"]
 
@@ -110,9 +107,9 @@ def _remember(run_dir: Path, settled: Settled, ranks: Ranks) -> bool:
     """Write a choice down for good, and return whether that was possible; the same on all ranks."""
     failed = False
     if ranks.is_first and newer_attempt(run_dir) is None:  # what a given-up group says is void
-        others = [e for e in _read(run_dir) if e.get("premises") != settled.premises]
+        others = [e for e in read_chosen(run_dir) if e.get("premises") != settled.premises]
         entry = {**settled.to_json(), "time": utc_now()}
-        content = {"format": FORMAT, "choices": [*others, entry]}
+        content = {"format": CHOSEN_FORMAT, "choices": [*others, entry]}
         try:
             atomic_write(run_dir / CHOSEN, json.dumps(content, indent=1) + "\n")
         except OSError:
@@ -122,7 +119,7 @@ def _remember(run_dir: Path, settled: Settled, ranks: Ranks) -> bool:
 
 def _entries(run_dir: Path) -> Iterator[dict[str, Any]]:
     """Yield what is written down, the run directory's own word first."""
-    yield from _read(run_dir)
+    yield from read_chosen(run_dir)
     for directory in committed(run_dir / CHECKPOINTS)[:1]:
         try:
             chosen = read_manifest(directory).chosen
@@ -130,13 +127,3 @@ def _entries(run_dir: Path) -> Iterator[dict[str, Any]]:
             continue  # restoring it will say so
         if chosen is not None:
             yield chosen
-
-
-def _read(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the entries of `chosen.json`; none where there is none that can be read."""
-    try:
-        raw = read_json(run_dir / CHOSEN, limit_bytes=_LIMIT_BYTES)
-    except DataError:
-        return []
-    entries = raw.get("choices") if isinstance(raw, dict) and raw.get("format") == FORMAT else None
-    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []

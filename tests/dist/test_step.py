@@ -221,8 +221,7 @@ def one_sgd_step(ranks: Ranks, max_grad_norm: float) -> float:
     before = weights_of(model)
     optimizer = build_optimizer(model, AS_SGD)
     train_step(model, optimizer, share_of(ranks, 4), next_token_loss, max_grad_norm=max_grad_norm)
-    moved = [(before[name] - after).norm() for name, after in weights_of(model).items()]
-    return float(torch.stack(moved).norm())
+    return math.hypot(*(float((before[n] - w).norm()) for n, w in weights_of(model).items()))
 
 
 Bad = tuple[StepResult, str, str, str, StepResult]

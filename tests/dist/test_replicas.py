@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from mpt.checkpoint.layout import step_directory
+from mpt.checkpoint.weights import open_weights
 from mpt.dist import Ranks, with_replicas
-from mpt.launch.pulse import anonymous_file
+from mpt.launch.pulse import Phase, anonymous_file
 from mpt.state import RunState
+from tests.dist.running import DONE, STEPS, STOPPED, assert_one_pass, one_attempt, prepared, run
 from tests.dist.saving import (
     digest_whole,
     lean,
@@ -109,3 +114,23 @@ def test_copies_in_memory_are_of_the_ranks_own_rows() -> None:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def test_a_run_of_copies_goes_on_without_them_where_it_was_stopped(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    plain = prepared(tmp_path)
+    plain = replace(plain, model=replace(plain.model, resid_pdrop=0.0))
+    assert run(plain, tmp_path / "alone") == [DONE]
+    copies = replace(plain, train=replace(plain.train, replicas=2))
+    stopped = on_ranks(4, one_attempt, copies, tmp_path / "run", 0, {}, (Phase.STEP, 6))
+    assert stopped == [STOPPED] * 4
+    assert on_ranks(3, one_attempt, plain, tmp_path / "run", 1, {}, None) == [DONE] * 3
+    assert_one_pass(tmp_path / "run")
+    found, expected = (weights_at(tmp_path / name, STEPS) for name in ("run", "alone"))
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def weights_at(run_dir: Path, step: int) -> dict[str, Tensor]:
+    weights = open_weights(step_directory(run_dir / "checkpoints", step))
+    return {name: weights.read(name) for name in weights.shapes}

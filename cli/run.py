@@ -141,7 +141,7 @@ def _prospects(cfg: Recipe, run_dir: Path) -> list[render.Prospect]:
     """Return how the recipe is run on this machine, and on GPUs if it has none."""
     from mpt.launch.plan import count_gpus, first_gpu, n_workers
     from mpt.recipe.budget import plan
-    from mpt.recipe.fit import Machine, fit
+    from mpt.recipe.fit import Machine, beside_bytes, fit
     from mpt.recipe.machine import this_cpu
     from mpt.recipe.premises import premises, recalled
     from mpt.recipe.probing import probe_pays
@@ -162,7 +162,10 @@ def _prospects(cfg: Recipe, run_dir: Path) -> list[render.Prospect]:
                 if by != "recipe" and entry["premises"] == here:
                     chosen, by = recalled(chosen, entry["chosen"], cfg, world_size), "memory"
         attention, replicas = chosen.attention.backend, chosen.replicas
-        plans = [plan(cfg, world_size, attention, how, replicas) for how in get_args(Recompute)]
+        beside = beside_bytes(chosen, cfg, world_size)
+        plans = [
+            plan(cfg, world_size, attention, how, replicas, beside) for how in get_args(Recompute)
+        ]
         return render.Prospect(machine, chosen, by, plans)
 
     if n_gpus:

@@ -110,9 +110,8 @@ def prove(
         storm = Storm(nodes, storm_dir, seed=storms.seed, tell=tell)
         storm.rage(planned)
     storm_s = time.monotonic() - began
-    for name in (LEDGER, CHOSEN):
-        if (storm_dir / name).exists():
-            shutil.copyfile(storm_dir / name, calm_dir / name)
+    for path in filter(Path.exists, (storm_dir / LEDGER, storm_dir / CHOSEN)):
+        shutil.copyfile(path, calm_dir / path.name)
     tell(f"the run under faults is done after {storm_s:,.0f} s; now the same without")
     began = time.monotonic()
     with _nodes(recipe_file, changes, calm_dir, storms, []) as nodes:

@@ -159,7 +159,7 @@ class Plan:
     activation_bytes: int
     """Estimate for one microbatch of that size and precision, with that attention."""
     memory_bytes_per_rank: int
-    """State and activations together."""
+    """State and activations together, and gathered weights and whole gradients if they are kept."""
     n_checkpoints: int
     """Saved over the run, the last step included."""
     n_checkpoints_kept: int
@@ -173,6 +173,7 @@ def plan(
     attention: Attention = "blocks",
     recompute: Recompute = "none",
     replicas: int = 1,
+    beside_bytes: int = 0,
 ) -> Plan:
     """Return what the recipe will do and need on `world_size` ranks.
 
@@ -180,6 +181,7 @@ def plan(
         attention: what is taken where the recipe says auto.
         recompute: the same of activation checkpointing.
         replicas: the same of copies of the sharded model.
+        beside_bytes: what else a rank keeps, as `mpt.recipe.fit.beside_bytes` says.
     """
     model, train = recipe.model, recipe.train
     share = -(-train.global_batch_size // world_size)
@@ -212,7 +214,7 @@ def plan(
         attention=attention,
         recompute=recompute,
         activation_bytes=activations,
-        memory_bytes_per_rank=state + activations,
+        memory_bytes_per_rank=state + activations + beside_bytes,
         n_checkpoints=n_checkpoints,
         n_checkpoints_kept=min(n_checkpoints, recipe.checkpoint.keep),
         bytes_per_checkpoint=_SAVED_BYTES * n_parameters(model),

@@ -9,14 +9,14 @@ from typing import Any
 from mpt.errors import UsageError
 from mpt.recipe.activations import Precision, Recompute
 from mpt.recipe.attention import Choice, choose
-from mpt.recipe.budget import flops_per_token
+from mpt.recipe.budget import flops_per_token, kept_gathered_bytes, whole_gradient_bytes
 from mpt.recipe.float8 import Float8, float8_obstacle
 from mpt.recipe.machine import Machine
 from mpt.recipe.problem import Problem
 from mpt.recipe.recipe import Recipe
-from mpt.recipe.room import MEMORY_SHARE, GradientReduction, Room
+from mpt.recipe.room import MEMORY_SHARE, GradientReduction, Room, share_of
 
-__all__ = ["COMPILE_PAYS_FLOPS", "MEMORY_SHARE", "Fit", "Machine", "at_size", "fit"]
+__all__ = ["COMPILE_PAYS_FLOPS", "MEMORY_SHARE", "Fit", "Machine", "at_size", "beside_bytes", "fit"]
 
 COMPILE_PAYS_FLOPS = 3e14
 """On CPU, compiling took 30 to 40 s of two cores and gave back 15 to 30 %. A run of this many
@@ -113,6 +113,16 @@ def at_size(chosen: Fit, recipe: Recipe, machine: Machine, world_size: int, size
         reduce_gradients=reduction,
         why={**chosen.why, "reduce_gradients": why},
     )
+
+
+def beside_bytes(chosen: Fit, recipe: Recipe, world_size: int) -> int:
+    """Return what a rank keeps beside state and activations: gathered weights, whole gradients."""
+    kept = 0
+    if not chosen.reshard_after_forward:
+        kept += kept_gathered_bytes(recipe.model, chosen.precision)
+    if chosen.reduce_gradients == "once" and chosen.microbatch_size < share_of(recipe, world_size):
+        kept += whole_gradient_bytes(recipe.model, world_size // chosen.replicas)
+    return kept
 
 
 def _should_compile(recipe: Recipe, machine: Machine) -> bool:

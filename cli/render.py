@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from mpt.hf.importing import Imported
     from mpt.lineage import Account
     from mpt.recipe import Recipe
-    from mpt.recipe.attention import Choice, Device
     from mpt.recipe.budget import Plan
+    from mpt.recipe.fit import Fit
+    from mpt.recipe.machine import Machine
     from mpt.status import Status
 
 GIB = 1 << 30
@@ -35,15 +36,17 @@ def tell(text: str) -> None:
 class Prospect:
     """What a recipe would need on one kind of device."""
 
-    device: Device
-    attention: Choice
+    machine: Machine
+    fit: Fit
+    by: str
+    """What says which size a microbatch has: memory, a probe or the estimate."""
     plans: list[Plan]
     """With no activation checkpointing, a selective and a full one."""
 
     @property
     def where(self) -> str:
         """How the device is called in a sentence."""
-        return "on a GPU" if self.device == "cuda" else "on this CPU"
+        return f"on {self.machine.name}" if self.machine.device == "cuda" else "on this CPU"
 
     @property
     def activations(self) -> str:
@@ -55,6 +58,40 @@ class Prospect:
             f"{sizes[0]} GiB {self.where} ({sizes[1]} with selective, {sizes[2]} with full "
             "activation checkpointing)"
         )
+
+    def to_json(self) -> dict[str, object]:
+        """Return what was chosen, for what and why."""
+        on = self.machine.to_json()
+        return {"on": on, "by": self.by, "chosen": self.fit.to_json(), "why": self.choices}
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What every `auto` comes to, and why, by the rows of a table."""
+        fit, why = self.fit, self.fit.why
+        samples = _counted(fit.microbatch_size, "sample")
+        size = {
+            "recipe": f"{samples}, as train.microbatch_size says",
+            "memory": f"{samples}, as the run has it in chosen.json",
+            "probe": f"{samples} by the estimate; sizes are timed before the first step",
+        }.get(self.by, f"{samples}, as large as memory allows")
+        gathered = "given back" if fit.reshard_after_forward else "kept"
+        sharding = f"weights {gathered} after forward: {why['reshard_after_forward']}"
+        sharding += f"; gradients reduced {_REDUCED[fit.reduce_gradients]}"
+        if why["reduce_gradients"] != "a step has one microbatch":
+            sharding += f": {why['reduce_gradients']}"
+        precision = fit.precision if fit.float8 == "off" else f"float8, {fit.float8}"
+        return {
+            "precision": precision,
+            "attention": str(fit.attention),
+            "recompute": f"{fit.recompute}: {why['recompute']}",
+            "microbatch": size,
+            "sharding": sharding,
+            "copies": f"{fit.replicas}: {why['replicas']}",
+            "compile": "blocks" if fit.compile else "no",
+        }
+
+
+_REDUCED = {"once": "once a step", "each": "with each microbatch"}
 
 
 def plan(
@@ -68,10 +105,15 @@ def plan(
     found = prospects[0].plans[0]
     if as_json:
         parts = None if streams is None else [dataclasses.asdict(part) for part in streams]
-        about = {"run_dir": str(run_dir), **dataclasses.asdict(found), "streams": parts}
+        about = {
+            "run_dir": str(run_dir),
+            **dataclasses.asdict(found),
+            "streams": parts,
+            "chosen": [each.to_json() for each in prospects],
+        }
         typer.echo(json.dumps(about))
         return
-    model, train = cfg.model, cfg.train
+    model = cfg.model
     workers = f"{found.world_size}"
     if cfg.launch.nproc == "auto":
         workers += " (auto: one per GPU, or one; the plan is for one)"
@@ -91,11 +133,7 @@ def plan(
             f"{cfg.schedule.warmup_steps:,} warm-up steps",
             "workers": workers,
             "options": ", ".join(found.unusual) or "as MPT was released",
-            "precision": train.precision,
-            "attention": "; ".join(f"{each.where} {each.attention}" for each in prospects),
-            "microbatch": "auto: the fewest, as large as memory allows"
-            if train.microbatch_size == "auto"
-            else f"{train.microbatch_size} samples",
+            **{row: _by_device(prospects, row) for row in prospects[0].choices},
             "state": f"{found.state_bytes_per_rank / GIB:.2f} GiB a worker",
             "activations": f"about, for a microbatch of {found.microbatch_size}: "
             + "; ".join(each.activations for each in prospects),
@@ -103,6 +141,14 @@ def plan(
             f"{found.n_checkpoints_kept} kept, {found.bytes_per_checkpoint / GIB:.2f} GiB each",
         }
     )
+
+
+def _by_device(prospects: list[Prospect], row: str) -> str:
+    """Say what comes of a choice: once, if it is the same on all devices."""
+    said = [each.choices[row] for each in prospects]
+    if len(set(said)) == 1:
+        return said[0]
+    return "; ".join(f"{each.where} {what}" for each, what in zip(prospects, said, strict=True))
 
 
 def status(found: Status) -> None:
@@ -121,6 +167,8 @@ def status(found: Status) -> None:
         "faults": _faults(found.account),
         "goodput": _goodput(found.account),
     }
+    if found.chosen:
+        rows["chosen"] = _inline(found.chosen)
     if found.nodes:
         rows["nodes"] = ", ".join(found.nodes)
     if found.breaches:

@@ -14,7 +14,6 @@ import typer
 
 from mpt.errors import EXIT_CHECKPOINT, UsageError
 from mpt.recipe.activations import Recompute
-from mpt.recipe.attention import Device
 
 from . import render
 from .data import watch_progress
@@ -68,7 +67,7 @@ def train(
     directory = run_dir or Path("runs") / cfg.run
     if check:
         sizes = sizes_here(cfg.data)
-        render.plan(cfg, _prospects(cfg), parts_of(cfg, sizes), directory, as_json)
+        render.plan(cfg, _prospects(cfg, directory), parts_of(cfg, sizes), directory, as_json)
         if (said := misfit(cfg, sizes)) is not None:
             render.tell(said)
         return
@@ -142,32 +141,42 @@ def init(
     print(f"mpt: next: mpt train {path}", file=sys.stderr)
 
 
-def _prospects(cfg: Recipe) -> list[render.Prospect]:
-    """Return what the recipe needs on this machine, and on GPUs if it has none."""
-    from mpt.launch.plan import count_gpus, n_workers
-    from mpt.recipe.attention import choose, flash_is_installed
+def _prospects(cfg: Recipe, run_dir: Path) -> list[render.Prospect]:
+    """Return how the recipe is run on this machine, and on GPUs if it has none."""
+    from mpt.launch.plan import count_gpus, first_gpu, n_workers
     from mpt.recipe.budget import plan
+    from mpt.recipe.fit import Machine, beside_bytes, fit
+    from mpt.recipe.machine import this_cpu
+    from mpt.recipe.premises import premises, recalled
+    from mpt.recipe.probing import probe_pays
+    from mpt.rundir import read_chosen
 
     n_gpus = count_gpus()
-    world_size = n_workers(cfg.launch.nproc, n_gpus) * cfg.launch.max_nodes
-    precision = "bf16" if cfg.train.precision == "auto" else cfg.train.precision
+    n_local = n_workers(cfg.launch.nproc, n_gpus)
+    world_size = n_local * cfg.launch.max_nodes
 
-    def prospect(device: Device) -> render.Prospect:
-        choice = choose(
-            cfg.train.attention,
-            cfg.model,
-            device,
-            flash_installed=n_gpus > 0 and flash_is_installed(),
-            precision=precision,
-        )
-        plans = [plan(cfg, world_size, choice.backend, how) for how in get_args(Recompute)]
-        return render.Prospect(device, choice, plans)
+    def prospect(machine: Machine) -> render.Prospect:
+        chosen = fit(cfg, machine, world_size)
+        here = premises(cfg, machine, world_size)
+        by = "estimate" if cfg.train.microbatch_size == "auto" else "recipe"
+        if probe_pays(cfg, machine, chosen, world_size):
+            by = "probe"
+        for entry in read_chosen(run_dir):
+            with suppress(ValueError, KeyError):
+                if by != "recipe" and entry["premises"] == here:
+                    chosen, by = recalled(chosen, entry["chosen"], cfg, world_size), "memory"
+        attention, replicas = chosen.attention.backend, chosen.replicas
+        beside = beside_bytes(chosen, cfg, world_size)
+        plans = [
+            plan(cfg, world_size, attention, how, replicas, beside) for how in get_args(Recompute)
+        ]
+        return render.Prospect(machine, chosen, by, plans)
 
     if n_gpus:
-        return [prospect("cuda")]
-    here = prospect("cpu")
+        return [prospect(first_gpu(n_local))]
+    here = prospect(this_cpu(n_local))
     with suppress(UsageError):  # what the recipe asks for is made for CPUs
-        return [here, prospect("cuda")]
+        return [here, prospect(first_gpu(n_local))]
     return [here]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +21,9 @@ COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """After this a rank stops waiting for its peers, and the attempt ends. Longer than a supervisor's
 patience (`launch.hang`): it sees a hang first, and can say who is stuck."""
 
+TEXT_BYTES = 64
+"""Of a text that ranks tell each other: a host's name, or a device's."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -31,7 +34,7 @@ class Ranks:
     world_size: int
     device: torch.device
     mesh: DeviceMesh
-    """One dimension over all ranks, on the device that trains."""
+    """On the device that trains: one dimension over all ranks, or as `with_replicas` makes it."""
     host_mesh: DeviceMesh
     """The same over host memory, for snapshots and small agreements; the same one on CPU."""
     local_world_size: int = 1
@@ -95,6 +98,20 @@ def ranks(device: torch.device, local_rank: int = 0, local_world_size: int = 1) 
     return Ranks(rank, local_rank, world_size, device, mesh, host, local_world_size)
 
 
+def with_replicas(ranks: Ranks, replicas: int) -> Ranks:
+    """Return the same ranks as `replicas` rows, each of which holds the whole model, sharded.
+
+    Ranks of a row follow each other, as those of a node do.
+    """
+    if replicas == 1:
+        return ranks
+    shape, names = (replicas, ranks.world_size // replicas), ("replicate", "shard")
+    mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=names)
+    on_host = ranks.device.type == "cpu"
+    host = mesh if on_host else init_device_mesh("cpu", shape, mesh_dim_names=names)
+    return replace(ranks, mesh=mesh, host_mesh=host)
+
+
 def pick_device(local_rank: int) -> torch.device:
     """Return the GPU of this local rank, or the CPU where there is none."""
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -139,6 +156,14 @@ def bytes_from_first(value: bytes) -> bytes:
     if size:
         dist.broadcast(tensor, src=0)
     return tensor.numpy().tobytes()
+
+
+def of_all_ranks(text: str) -> list[str]:
+    """Return a short text of every rank, in their order, on every rank; cut at `TEXT_BYTES`."""
+    mine = text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES)
+    rows = [torch.zeros(TEXT_BYTES, dtype=torch.uint8) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, torch.frombuffer(bytearray(mine), dtype=torch.uint8))
+    return [bytes(row.tolist()).decode(errors="replace").strip() for row in rows]
 
 
 def local_tensor(tensor: Tensor) -> Tensor:

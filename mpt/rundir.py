@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mpt.errors import DataError
+from mpt.storage import read_json
 
 RECIPE = "recipe.yaml"
 """The resolved recipe, the one that workers read."""
@@ -12,6 +17,8 @@ RECIPE_SOURCE = "recipe.source.yaml"
 PROVENANCE = "provenance.json"
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
+CHOSEN = "chosen.json"
+"""What `auto` came to, by machine and number of workers."""
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 LEDGER = "ledger.jsonl"
@@ -19,6 +26,21 @@ LEDGER = "ledger.jsonl"
 LOCK = "lock"
 
 _PACKAGES = ("mpt-train", "torch", "safetensors", "sentencepiece", "numpy")
+
+
+CHOSEN_FORMAT = 1
+_CHOSEN_LIMIT_BYTES = 1 << 20
+
+
+def read_chosen(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the entries of `chosen.json`; none where there is none that can be read."""
+    try:
+        raw = read_json(run_dir / CHOSEN, limit_bytes=_CHOSEN_LIMIT_BYTES)
+    except DataError:
+        return []
+    ours = isinstance(raw, dict) and raw.get("format") == CHOSEN_FORMAT
+    entries = raw.get("choices") if ours else None
+    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
 
 def versions() -> dict[str, str]:

@@ -46,6 +46,8 @@ class Status:
     """Over all attempts."""
     account: Account
     """What they cost."""
+    chosen: dict[str, Any]
+    """What every `auto` came to in the latest attempt, and by what."""
     breaches: tuple[str, ...]
     """The first places where the samples of the run are not one pass over the data."""
     last_events: tuple[dict[str, Any], ...]
@@ -70,7 +72,9 @@ def read_status(run_dir: Path) -> Status:
     milestones = (e.get("event") for e in reversed(events) if e.get("event") in MILESTONES)
     finished = next(milestones, None) == "finished"
     costs = account(metrics, events)
+    chosen: Record = next((e for e in reversed(events) if e.get("event") == "chosen"), {})
     return Status(
+        chosen={k: v for k, v in chosen.items() if k not in ("event", "time", "attempt")},
         run=cfg.run,
         state="running" if held_by else "finished" if finished else "stopped",
         held_by=held_by,

@@ -9,7 +9,7 @@ import pytest
 
 from mpt import recipe
 from mpt.recipe.budget import Plan, n_parameters, plan
-from mpt.recipe.fit import Machine, fit
+from mpt.recipe.fit import Machine, beside_bytes, fit
 from mpt.recipe.recipe import Recipe
 from mpt.recipe.shipped import shipped_recipes
 from mpt.recipe.unusual import unusual
@@ -75,7 +75,9 @@ def on_its_cluster(name: str) -> Plan:
     world_size = cfg.launch.nproc * cfg.launch.max_nodes
     gpu = Machine(device="cuda", memory_bytes=80 * 10**9, has_bf16=True, has_compiler=True)
     chosen = fit(cfg, gpu, world_size)
-    return plan(cfg, world_size, chosen.attention.backend, chosen.recompute)
+    beside = beside_bytes(chosen, cfg, world_size)
+    attention = chosen.attention.backend
+    return plan(cfg, world_size, attention, chosen.recompute, chosen.replicas, beside)
 
 
 def test_these_are_all() -> None:

@@ -17,19 +17,21 @@ from torch import Tensor, nn
 
 from mpt.data.loader import Loader
 from mpt.data.order import rank_slice
-from mpt.dist import Ranks
+from mpt.dist import Ranks, with_replicas
 from mpt.objective import next_token_loss
 from mpt.optim import set_learning_rate, training_tensors
 from mpt.peak import peak_flops
 from mpt.recipe import Recipe
 from mpt.recipe.budget import causal_flops_per_token, flops_per_token
 from mpt.recipe.fit import Fit, fit
+from mpt.recipe.probing import probe_pays
 from mpt.rundir import versions
 from mpt.schedule import learning_rate
 from mpt.state import Loss, Microbatch
 from mpt.tokenizer import load_tokenizer
 from mpt.train.build import DTYPES, build, machine_of
 from mpt.train.pace import DeviceClock, HostClock
+from mpt.train.probe import probe
 from mpt.train.step import train_step
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -75,20 +77,33 @@ def measure(recipe: Recipe, ranks: Ranks, *, steps: int, warmup: int, real: bool
 class Course:
     """A recipe's model, optimizer and data, ready to take the steps that training takes."""
 
-    def __init__(self, recipe: Recipe, chosen: Fit, ranks: Ranks, source: _Source) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        chosen: Fit,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        source: _Source,
+        stopwatch: Stopwatch,
+    ) -> None:
         self.chosen = chosen
-        self._recipe, self._source = recipe, source
-        self._model, self._optimizer = build(recipe, chosen, ranks)
-        self._stopwatch = Stopwatch(ranks.device, self._optimizer)
+        self._recipe, self._source, self._stopwatch = recipe, source, stopwatch
+        self._model, self._optimizer = model, optimizer
         self._steps = 0
 
     @classmethod
     @contextmanager
     def prepared(cls, recipe: Recipe, ranks: Ranks, *, real: bool) -> Iterator[Course]:
         """Build what training would build here; `real` as for `measure`."""
-        chosen = fit(recipe, machine_of(ranks), ranks.world_size)
+        machine = machine_of(ranks)
+        chosen = fit(recipe, machine, ranks.world_size)
+        ranks = with_replicas(ranks, chosen.replicas)
+        model, optimizer = build(recipe, chosen, ranks)
+        if probe_pays(recipe, machine, chosen, ranks.world_size):
+            chosen, _ = probe(model, recipe, machine, chosen, ranks, beat=lambda: None)
+        stopwatch = Stopwatch(ranks.device, optimizer)
         with closing(_Source(recipe, chosen, ranks, real)) as source:
-            yield cls(recipe, chosen, ranks, source)
+            yield cls(recipe, chosen, model, optimizer, source, stopwatch)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint of it would hold."""
@@ -113,6 +128,7 @@ class Course:
             microbatches,
             self._stopwatch.objective,
             max_grad_norm=recipe.train.max_grad_norm,
+            reduce_each=self.chosen.reduce_gradients == "each",
         )
         return self._stopwatch.lap(taken.loss)
 

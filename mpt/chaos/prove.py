@@ -20,7 +20,7 @@ from mpt.launch.plan import gpu_names
 from mpt.ledger import Ledger, read_ledger
 from mpt.lineage import account, breaches, lineage, positions
 from mpt.recipe import Recipe
-from mpt.rundir import CHECKPOINTS, LEDGER
+from mpt.rundir import CHECKPOINTS, CHOSEN, LEDGER
 
 MARK = "chaos.json"
 """What tells a directory that this made from one that it must not delete."""
@@ -86,7 +86,7 @@ def prove(
 
     The run without faults is given the ledger of the other: an update that was skipped there for
     a loss that was not a number is skipped here as well. So what is compared is what a run makes
-    of faults, and that the ledger is enough to tell.
+    of faults, and that the ledger is enough to tell. And what `auto` came to, for it may be timed.
 
     Args:
         overrides: of the recipe; they hold for both runs.
@@ -110,8 +110,8 @@ def prove(
         storm = Storm(nodes, storm_dir, seed=storms.seed, tell=tell)
         storm.rage(planned)
     storm_s = time.monotonic() - began
-    if (storm_dir / LEDGER).exists():
-        shutil.copyfile(storm_dir / LEDGER, calm_dir / LEDGER)
+    for path in filter(Path.exists, (storm_dir / LEDGER, storm_dir / CHOSEN)):
+        shutil.copyfile(path, calm_dir / path.name)
     tell(f"the run under faults is done after {storm_s:,.0f} s; now the same without")
     began = time.monotonic()
     with _nodes(recipe_file, changes, calm_dir, storms, []) as nodes:

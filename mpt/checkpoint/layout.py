@@ -64,6 +64,8 @@ class Manifest:
     recipe_sha256: str
     versions: dict[str, str]
     files: tuple[File, ...]
+    chosen: dict[str, Any] | None = None
+    """What `auto` came to, and on which premises; None in weights that no run has saved."""
     format: int = FORMAT
 
     @property
@@ -151,6 +153,8 @@ def read_manifest(directory: Path) -> Manifest:
             raise ValueError("world_size is not a count")
         if not isinstance(manifest.model, dict):
             raise ValueError("model is not a mapping")
+        if not isinstance(manifest.chosen, dict | None):
+            raise ValueError("chosen is not a mapping")
         if _STEP_NAME.fullmatch(directory.name) and manifest.step != step_of(directory):
             raise ValueError(f"it is of step {manifest.step}")
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -55,6 +55,8 @@ class Origin:
     recipe_sha256: str
     tokenizer: Path
     versions: dict[str, str]
+    chosen: dict[str, Any] | None = None
+    """What `auto` came to."""
 
 
 class Saver:
@@ -227,6 +229,7 @@ class Saver:
             recipe_sha256=self._origin.recipe_sha256,
             versions=self._origin.versions,
             files=tuple(table),
+            chosen=self._origin.chosen,
         )
         atomic_write(partial / MANIFEST, manifest.to_json())
         if (newer := self._newer()) is not None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+from mpt.recipe.attention import flash_is_installed
+from mpt.recipe.machine import Machine, torchao_is_installed
 
 GLIBC_KEEPS_MEMORY = {
     # Large tensors come and go each step. By default glibc gives their pages back to the kernel
@@ -48,6 +53,43 @@ def count_gpus() -> int:
     probe = "import torch; print(torch.cuda.device_count())"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     return int(done.stdout) if done.stdout.strip().isdigit() else 0
+
+
+def first_gpu(ranks_per_node: int) -> Machine:
+    """Return what a rank on this machine's first GPU has; asks a process of its own, as above.
+
+    Where there is none, or it does not say, it is one of 80 GB such as most have.
+    """
+    usual = Machine(
+        device="cuda",
+        name="a GPU of 80 GB",
+        memory_bytes=80 * 10**9,
+        has_bf16=True,
+        has_compiler=True,
+        has_float8=True,
+        torchao_installed=True,
+        ranks_per_node=ranks_per_node,
+    )
+    if not any(Path(device).exists() for device in _GPU_DEVICES):
+        return usual
+    probe = (
+        "import json, torch; p = torch.cuda.get_device_properties(0); print(json.dumps([p.name, "
+        "p.total_memory, torch.cuda.is_bf16_supported(including_emulation=False), "
+        "torch.cuda.get_device_capability(0) >= (8, 9)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    if done.returncode != 0:
+        return usual
+    name, memory_bytes, has_bf16, has_float8 = json.loads(done.stdout)
+    return replace(
+        usual,
+        name=name,
+        memory_bytes=memory_bytes,
+        has_bf16=has_bf16,
+        has_float8=has_float8,
+        flash_installed=flash_is_installed(),
+        torchao_installed=torchao_is_installed(),
+    )
 
 
 def gpu_names() -> list[str]:

@@ -30,9 +30,11 @@ __all__ = [
     "auto_microbatch_size",
     "causal_flops_per_token",
     "flops_per_token",
+    "kept_gathered_bytes",
     "n_parameters",
     "plan",
     "state_bytes_per_rank",
+    "whole_gradient_bytes",
 ]
 
 _STATE_BYTES = 4 + 4 + 4 + 4
@@ -74,16 +76,30 @@ def _n_multiplying(model: Model) -> int:
     return n_parameters(model) - rows * model.d_model
 
 
-def state_bytes_per_rank(model: Model, world_size: int) -> int:
+def state_bytes_per_rank(model: Model, n_shards: int) -> int:
     """Return the bytes of training state that a rank holds, activations aside.
 
-    Weights, moments and gradients are sharded, 16 bytes a parameter over `world_size`. On top
-    comes the bf16 working copy of what is gathered at one time: the largest block, and what lies
-    outside of blocks.
+    Weights, moments and gradients are 16 bytes a parameter over `n_shards`, the ranks that one
+    copy of the model is sharded over. On top comes the bf16 working copy of what is gathered at
+    one time: the largest block, and what lies outside of blocks.
     """
-    block = max(block_parameters(model, layer) for layer in kinds(model))
-    sharded = -(-_STATE_BYTES * n_parameters(model) // world_size)
-    return sharded + BYTES["bf16"] * (block + root_parameters(model))
+    sharded = -(-_STATE_BYTES * n_parameters(model) // n_shards)
+    return sharded + BYTES["bf16"] * (_largest_block(model) + root_parameters(model))
+
+
+def kept_gathered_bytes(model: Model, precision: Precision) -> int:
+    """Return what it takes on top to keep every block's weights gathered, not one at a time."""
+    blocks = n_parameters(model) - root_parameters(model)
+    return BYTES[precision] * (blocks - _largest_block(model))
+
+
+def whole_gradient_bytes(model: Model, n_shards: int) -> int:
+    """Return what it takes on top to sum up whole gradients in fp32, and reduce them at last."""
+    return BYTES["fp32"] * (n_parameters(model) - -(-n_parameters(model) // n_shards))
+
+
+def _largest_block(model: Model) -> int:
+    return max(block_parameters(model, layer) for layer in kinds(model))
 
 
 def auto_microbatch_size(
@@ -143,7 +159,7 @@ class Plan:
     activation_bytes: int
     """Estimate for one microbatch of that size and precision, with that attention."""
     memory_bytes_per_rank: int
-    """State and activations together."""
+    """State and activations together, and gathered weights and whole gradients if they are kept."""
     n_checkpoints: int
     """Saved over the run, the last step included."""
     n_checkpoints_kept: int
@@ -156,12 +172,16 @@ def plan(
     world_size: int,
     attention: Attention = "blocks",
     recompute: Recompute = "none",
+    replicas: int = 1,
+    beside_bytes: int = 0,
 ) -> Plan:
     """Return what the recipe will do and need on `world_size` ranks.
 
     Args:
         attention: what is taken where the recipe says auto.
         recompute: the same of activation checkpointing.
+        replicas: the same of copies of the sharded model.
+        beside_bytes: what else a rank keeps, as `mpt.recipe.fit.beside_bytes` says.
     """
     model, train = recipe.model, recipe.train
     share = -(-train.global_batch_size // world_size)
@@ -171,7 +191,9 @@ def plan(
         attention = train.attention
     if train.activation_checkpointing != "auto":
         recompute = train.activation_checkpointing
-    state = state_bytes_per_rank(model, world_size)
+    if train.replicas != "auto":
+        replicas = train.replicas
+    state = state_bytes_per_rank(model, world_size // replicas)
     activations = activation_bytes(model, microbatch_size, precision, attention, recompute)
     tokens_per_step = train.global_batch_size * model.max_seq_len
     total_tokens = train.steps * tokens_per_step
@@ -192,7 +214,7 @@ def plan(
         attention=attention,
         recompute=recompute,
         activation_bytes=activations,
-        memory_bytes_per_rank=state + activations,
+        memory_bytes_per_rank=state + activations + beside_bytes,
         n_checkpoints=n_checkpoints,
         n_checkpoints_kept=min(n_checkpoints, recipe.checkpoint.keep),
         bytes_per_checkpoint=_SAVED_BYTES * n_parameters(model),

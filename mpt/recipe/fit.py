@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from mpt.recipe.activations import Precision, Recompute, activation_bytes
-from mpt.recipe.attention import Choice, Device, choose
-from mpt.recipe.budget import auto_microbatch_size, flops_per_token, state_bytes_per_rank
+from mpt.errors import UsageError
+from mpt.recipe.activations import Precision, Recompute
+from mpt.recipe.attention import Choice, choose
+from mpt.recipe.budget import flops_per_token, kept_gathered_bytes, whole_gradient_bytes
+from mpt.recipe.float8 import Float8, float8_obstacle
+from mpt.recipe.machine import Machine
+from mpt.recipe.problem import Problem
 from mpt.recipe.recipe import Recipe
+from mpt.recipe.room import MEMORY_SHARE, GradientReduction, Room, share_of
 
-MEMORY_SHARE = 0.6
-"""Of a device's memory that the estimate may fill: it leaves out what allocators and libraries
-take on top."""
+__all__ = ["COMPILE_PAYS_FLOPS", "MEMORY_SHARE", "Fit", "Machine", "at_size", "beside_bytes", "fit"]
 
 COMPILE_PAYS_FLOPS = 3e14
 """On CPU, compiling took 30 to 40 s of two cores and gave back 15 to 30 %. A run of this many
 FLOPs lasts a quarter of an hour there; a shorter one ends sooner without."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What matters of the device that one rank has."""
-
-    device: Device
-    memory_bytes: int
-    """All of it, not what happens to be free: a resumed run must choose as it did before, or its
-    sums are in another order and its bits differ."""
-    has_bf16: bool
-    """In hardware."""
-    has_compiler: bool
-    """One that torch.compile can use."""
-    flash_installed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +32,34 @@ class Fit:
     recompute: Recompute
     microbatch_size: int
     compile: bool
+    replicas: int
+    """Copies of the model, each sharded over the other ranks."""
+    reshard_after_forward: bool
+    reduce_gradients: GradientReduction
+    float8: Float8
+    why: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """A phrase for what was left to us and needs one, by the names of `to_json`."""
 
-    def to_json(self) -> dict[str, object]:
-        """Return it for the event log."""
+    def to_json(self) -> dict[str, Any]:
+        """Return it for events, checkpoints and `chosen.json`."""
         return {
             "precision": self.precision,
             "attention": self.attention.backend,
             "recompute": self.recompute,
             "microbatch_size": self.microbatch_size,
             "compile": self.compile,
+            "replicas": self.replicas,
+            "reshard_after_forward": self.reshard_after_forward,
+            "reduce_gradients": self.reduce_gradients,
+            "float8": self.float8,
         }
 
 
 def fit(recipe: Recipe, machine: Machine, world_size: int) -> Fit:
     """Return how `recipe` is run by `world_size` ranks with such a machine each.
 
-    The update depends on none of it beyond rounding, so a run may go on on other hardware.
+    The update depends on none of it beyond rounding, float8 aside, so a run may go on on other
+    hardware.
 
     Raises:
         UsageError: what the recipe wants by name cannot be had there.
@@ -74,35 +75,54 @@ def fit(recipe: Recipe, machine: Machine, world_size: int) -> Fit:
         flash_installed=machine.flash_installed,
         precision=precision,
     )
-    share = -(-train.global_batch_size // world_size)
-    state = state_bytes_per_rank(model, world_size)
-    budget = int(MEMORY_SHARE * machine.memory_bytes) - state
-    least = 1 if train.microbatch_size == "auto" else min(train.microbatch_size, share)
-    kinds: tuple[Recompute, ...] = get_args(Recompute)
-    if train.activation_checkpointing != "auto":
-        kinds = (train.activation_checkpointing,)
-    fitting = (
-        how
-        for how in kinds
-        if activation_bytes(model, least, precision, attention.backend, how) <= budget
-    )
-    recompute = next(fitting, kinds[-1])  # if nothing fits, that is for the device to say
-    return Fit(
+    if obstacle := float8_obstacle(train.float8, model, machine, precision):
+        raise UsageError(str(Problem("train.float8", f"{train.float8} {obstacle}", "use `off`.")))
+    room = Room(recipe, machine, world_size, precision, attention.backend)
+    replicas, why_replicas = room.replicas()
+    recompute, why_recompute = room.recompute(replicas)
+    reshard, size, why_reshard = room.reshard_and_size(replicas, recompute)
+    chosen = Fit(
         precision=precision,
         attention=attention,
         recompute=recompute,
-        microbatch_size=least
-        if train.microbatch_size != "auto"
-        else auto_microbatch_size(
-            model,
-            share=share,
-            budget_bytes=budget,
-            precision=precision,
-            attention=attention.backend,
-            recompute=recompute,
-        ),
+        microbatch_size=size,
         compile=_should_compile(recipe, machine),
+        replicas=replicas,
+        reshard_after_forward=reshard,
+        reduce_gradients="once",
+        float8=train.float8,
+        why={
+            "attention": attention.why,
+            "recompute": why_recompute,
+            "replicas": why_replicas,
+            "reshard_after_forward": why_reshard,
+        },
     )
+    return at_size(chosen, recipe, machine, world_size, size)
+
+
+def at_size(chosen: Fit, recipe: Recipe, machine: Machine, world_size: int, size: int) -> Fit:
+    """Return the same choice with microbatches of another size, and what follows from it."""
+    room = Room(recipe, machine, world_size, chosen.precision, chosen.attention.backend)
+    reduction, why = room.reduction(
+        chosen.replicas, chosen.recompute, chosen.reshard_after_forward, size
+    )
+    return replace(
+        chosen,
+        microbatch_size=size,
+        reduce_gradients=reduction,
+        why={**chosen.why, "reduce_gradients": why},
+    )
+
+
+def beside_bytes(chosen: Fit, recipe: Recipe, world_size: int) -> int:
+    """Return what a rank keeps beside state and activations: gathered weights, whole gradients."""
+    kept = 0
+    if not chosen.reshard_after_forward:
+        kept += kept_gathered_bytes(recipe.model, chosen.precision)
+    if chosen.reduce_gradients == "once" and chosen.microbatch_size < share_of(recipe, world_size):
+        kept += whole_gradient_bytes(recipe.model, world_size // chosen.replicas)
+    return kept
 
 
 def _should_compile(recipe: Recipe, machine: Machine) -> bool:

@@ -33,12 +33,22 @@ class Train:
     matrix products give, full everything; auto takes the least with which a sample fits."""
     compile: bool | Literal["auto"] = "auto"
     """Compile each block with torch.compile; auto does so when the run is long enough to gain."""
+    reshard_after_forward: bool | Literal["auto"] = "auto"
+    """Give back a block's gathered weights after its forward pass, and gather them again for the
+    backward one (torch's `fully_shard` has the same word); auto keeps them where they fit."""
+    replicas: int | Literal["auto"] = 1
+    """Copies of the model, each sharded over world_size / replicas workers (HSDP); 1 is plain
+    FSDP; auto has one a node, on GPUs where a node can hold the state."""
+    float8: Literal["off", "tensorwise", "rowwise"] = "off"
+    """Matrix products of blocks in 8 bits, scaled by tensor or by row, with torchao on a GPU; it
+    changes what is computed, so nothing chooses it by itself."""
     log_every_steps: int = 10
     """Print a line every so many steps when there is no terminal to draw on."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong within this section."""
-        for key in ("steps", "global_batch_size", "microbatch_size", "log_every_steps"):
+        counts = ("steps", "global_batch_size", "microbatch_size", "replicas", "log_every_steps")
+        for key in counts:
             value = getattr(self, key)
             if value != "auto" and value < 1:
                 yield Problem(f"train.{key}", f"{value} is not a positive count.")

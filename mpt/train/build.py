@@ -3,54 +3,87 @@
 from __future__ import annotations
 
 import os
-import shutil
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from mpt.dist import Ranks, min_over_ranks
+from mpt.dist import Ranks, min_over_ranks, of_all_ranks
 from mpt.model.init import initialise
 from mpt.model.network import MPT
 from mpt.optim import build_optimizer
 from mpt.recipe import Recipe
 from mpt.recipe.activations import Precision
 from mpt.recipe.attention import flash_is_installed
-from mpt.recipe.fit import Fit, Machine
+from mpt.recipe.fit import Fit
+from mpt.recipe.float8 import Float8
+from mpt.recipe.machine import Machine, this_cpu, torchao_is_installed
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
+_FLOAT8_FROM = (8, 9)
+"""Compute capability: Ada, then Hopper and later."""
+
 
 def build(recipe: Recipe, fit: Fit, ranks: Ranks) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Return the model, sharded over all ranks and freshly initialised, and its optimizer.
+    """Return the model, sharded over the mesh of `ranks` and newly initialised, and its optimizer.
 
-    The order matters: parts are compiled before they are sharded, sharded before memory is
-    taken, and initialised by rows, so that no rank ever holds the whole model.
+    The order matters: products are made 8 bits wide before parts are compiled, parts compiled
+    before they are sharded, sharded before memory is taken, and initialised by rows, so that no
+    rank ever holds the whole model.
     """
     with torch.device("meta"):
         model = MPT(recipe.model, fit.attention.backend, recipe.train.z_loss, fit.recompute)
+    if fit.float8 != "off":
+        multiply_in_float8(model.transformer.blocks, fit.float8)
     if fit.compile:
         model.compile_parts()
     policy = _mixed_precision(fit.precision)
     for block in model.transformer.blocks:
-        fully_shard(block, mesh=ranks.mesh, mp_policy=policy)
-    # Embeddings, the last norm and the head are the root's own unit.
+        fully_shard(
+            block,
+            mesh=ranks.mesh,
+            mp_policy=policy,
+            reshard_after_forward=fit.reshard_after_forward,
+        )
+    # Embeddings, the last norm and the head are the root's own unit; torch keeps it gathered.
     fully_shard(model, mesh=ranks.mesh, mp_policy=policy)
     model.to_empty(device=ranks.device)
     initialise(model, recipe.model, recipe.seed)
     return model, build_optimizer(model, recipe.optimizer)
 
 
+def multiply_in_float8(blocks: nn.Module, how: Float8, *, emulate: bool = False) -> None:
+    """Have every linear layer multiply in 8 bits, forward and backward; weights stay as they are.
+
+    Args:
+        blocks: on the meta device or not. The head is none of them: its logits stay in bf16.
+        emulate: round to 8 bits, but multiply as the hardware at hand can.
+
+    Source:
+        Micikevicius et al. 2022, arXiv:2209.05433; torchao's recipes of these names.
+    """
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    recipe = Float8LinearConfig.from_recipe_name(how)
+    convert_to_float8_training(blocks, config=replace(recipe, emulate=emulate))
+
+
 def machine_of(ranks: Ranks) -> Machine:
     """Return what this rank has to train with, the same on all ranks."""
-    on_gpu = ranks.device.type == "cuda"
-    return Machine(
-        device="cuda" if on_gpu else "cpu",
-        memory_bytes=_memory_bytes(ranks),
-        has_bf16=_on_all(_gpu_has_bf16() if on_gpu else _cpu_has_bf16()),
-        has_compiler=_on_all(on_gpu or shutil.which("g++") is not None),
-        flash_installed=_on_all(on_gpu and flash_is_installed()),
+    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    mine = _gpu(ranks, n_local) if ranks.device.type == "cuda" else this_cpu(n_local)
+    return replace(
+        mine,
+        name=" and ".join(sorted(set(of_all_ranks(mine.name)))),
+        memory_bytes=min_over_ranks(mine.memory_bytes),
+        has_bf16=_on_all(mine.has_bf16),
+        has_compiler=_on_all(mine.has_compiler),
+        has_float8=_on_all(mine.has_float8),
+        flash_installed=_on_all(mine.flash_installed),
+        torchao_installed=_on_all(mine.torchao_installed),
+        ranks_per_node=min_over_ranks(n_local),
     )
 
 
@@ -59,30 +92,19 @@ def _on_all(claim: bool) -> bool:
     return bool(min_over_ranks(int(claim)))
 
 
-def _memory_bytes(ranks: Ranks) -> int:
-    """Memory that every rank may count on: its GPU's, or its part of the host's."""
-    if ranks.device.type == "cuda":
-        return min_over_ranks(int(torch.cuda.get_device_properties(ranks.device).total_memory))
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min_over_ranks(min(host, _container_limit_bytes()) // local_world_size)
-
-
-def _container_limit_bytes() -> int:
-    """The memory limit of this container (cgroup v2), which the kernel's total does not know."""
-    try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # there is none, or it says "max"
-        return 1 << 62
-
-
-def _gpu_has_bf16() -> bool:
-    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 natively; elsewhere fp32 is as fast, and more exact."""
-    return bool(torch.cpu._is_avx512_bf16_supported())
+def _gpu(ranks: Ranks, n_local: int) -> Machine:
+    found = torch.cuda.get_device_properties(ranks.device)
+    return Machine(
+        device="cuda",
+        name=found.name,
+        memory_bytes=int(found.total_memory),
+        has_bf16=bool(torch.cuda.is_bf16_supported(including_emulation=False)),
+        has_compiler=True,
+        has_float8=torch.cuda.get_device_capability(ranks.device) >= _FLOAT8_FROM,
+        flash_installed=flash_is_installed(),
+        torchao_installed=torchao_is_installed(),
+        ranks_per_node=n_local,
+    )
 
 
 def _mixed_precision(precision: Precision) -> MixedPrecisionPolicy:

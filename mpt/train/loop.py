@@ -38,6 +38,8 @@ class Services:
     """What the loop calls, beside the model."""
 
     loader: Loader
+    reduce_each: bool
+    """As `train_step` has it."""
     ledger: Ledger
     watch: Watch
     roll_back: Callable[[Streak, str], NoReturn]
@@ -148,6 +150,7 @@ def _take_step(
         microbatches,
         objective,
         max_grad_norm=cfg.train.max_grad_norm,
+        reduce_each=services.reduce_each,
         loss_limit=limit,
         waiting=services.pace.waiting,
     )

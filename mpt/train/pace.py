@@ -20,12 +20,10 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from mpt.display import Display
-from mpt.dist import Ranks
+from mpt.dist import Ranks, of_all_ranks
 from mpt.launch.attempt import this_attempt
 from mpt.log import Journal
 from mpt.train.straggler import WINDOW, Busy, Slow, Suspicion, slow_ranks
-
-HOST_BYTES = 64
 
 Waiting = Callable[[], AbstractContextManager[None]]
 """with waiting(): around a collective, to say that it is no work of this rank's own."""
@@ -81,9 +79,8 @@ class Pace:
     def __init__(self, ranks: Ranks, journal: Journal, display: Display) -> None:
         """Begin outside of a step. Every rank must call it: they tell each other their hosts."""
         self._ranks, self._journal, self._display = ranks, journal, display
-        self._group = ranks.host_mesh.get_group()
         self._clock: Clock = DeviceClock() if ranks.device.type == "cuda" else HostClock()
-        self._hosts = _hosts(ranks.world_size, self._group)
+        self._hosts = of_all_ranks(socket.gethostname())
         self._began: Any = None
         self._waits: list[tuple[Any, Any]] | None = None
         """In the step that goes on; None outside of one, and on a single rank."""
@@ -122,7 +119,7 @@ class Pace:
             self._compare(step)
 
     def _compare(self, step: int) -> None:
-        busy = _exchange(self._seconds, self._ranks.world_size, self._group)
+        busy = _exchange(self._seconds, self._ranks.world_size)
         self._seconds.clear()
         if not self._ranks.is_first:
             return
@@ -204,19 +201,11 @@ def time_collectives(model: nn.Module, waiting: Waiting) -> None:
             module.set_custom_reduce_scatter(ReduceScatter())
 
 
-def _exchange(seconds: Sequence[float], world_size: int, group: dist.ProcessGroup) -> list[Busy]:
+def _exchange(seconds: Sequence[float], world_size: int) -> list[Busy]:
     """Return the window of every rank."""
     ordered = sorted(seconds)
     n = len(ordered)
     mine = (ordered[n // 4], ordered[n // 2], ordered[n - 1 - n // 4]) if n else (math.nan,) * 3
     rows = [torch.zeros(3, dtype=torch.float64) for _ in range(world_size)]
-    dist.all_gather(rows, torch.tensor(mine, dtype=torch.float64), group=group)
+    dist.all_gather(rows, torch.tensor(mine, dtype=torch.float64))
     return [Busy(*row.tolist()) for row in rows]
-
-
-def _hosts(world_size: int, group: dist.ProcessGroup) -> list[str]:
-    """Return the host name of every rank."""
-    name = socket.gethostname().encode()[:HOST_BYTES].ljust(HOST_BYTES)
-    rows = [torch.zeros(HOST_BYTES, dtype=torch.uint8) for _ in range(world_size)]
-    dist.all_gather(rows, torch.frombuffer(bytearray(name), dtype=torch.uint8), group=group)
-    return [bytes(row.tolist()).decode(errors="replace").strip() for row in rows]

@@ -17,9 +17,9 @@ from mpt.checkpoint.memory import Memory
 from mpt.checkpoint.save import Origin, Saver
 from mpt.data.loader import Loader
 from mpt.display import Display
-from mpt.dist import Ranks
+from mpt.dist import Ranks, with_replicas
 from mpt.launch.attempt import newer_attempt, this_attempt
-from mpt.launch.pulse import Pulse
+from mpt.launch.pulse import Phase, Pulse
 from mpt.ledger import Ledger
 from mpt.log import Journal
 from mpt.optim import training_tensors
@@ -34,6 +34,7 @@ from mpt.tokenizer import load_tokenizer
 from mpt.train.bad_samples import BadSamples
 from mpt.train.begin import begin_with
 from mpt.train.build import DTYPES, build, machine_of
+from mpt.train.chosen import Settled, recall, settle
 from mpt.train.evaluation import evaluation, evaluation_owed
 from mpt.train.inject import Injector
 from mpt.train.loop import Services, loop
@@ -55,14 +56,13 @@ def train(
     Raises:
         MptError: what a restart would not mend.
     """
-    chosen = fit(cfg, machine_of(ranks), ranks.world_size)
     ledger = same_ledger(run_dir, ranks, cfg.train.global_batch_size)
-    model, optimizer = build(cfg, chosen, ranks)
-    tensors = training_tensors(model, optimizer)
     with ExitStack() as stack:
         display = stack.enter_context(_display(cfg, ranks, terminal))
         journal = Journal(run_dir, complain=lambda why: display.note(why, "red"))
-        _note(chosen, journal, ranks)
+        settled, ranks, model, optimizer = _settled(cfg, run_dir, ranks, journal, pulse)
+        chosen = settled.fit
+        tensors = training_tensors(model, optimizer)
         memory = _memory(cfg, tensors, ranks, journal, display)
         stack.callback(memory.wait)
         state = restore(
@@ -80,11 +80,12 @@ def train(
         watch = _watch(cfg, run_dir, ledger, chosen.precision, ranks, journal, display)
         eod_id = _document_end(cfg)
         loader = stack.enter_context(_loader(cfg, ledger, chosen, eod_id, ranks))
-        saver = _saver(cfg, run_dir, tensors, ranks, watch)
+        saver = _saver(cfg, run_dir, tensors, settled, ranks, watch)
         stack.callback(saver.wait)
         _save_if_due(cfg, state, saver)
         services = Services(
             loader=loader,
+            reduce_each=chosen.reduce_gradients == "each",
             ledger=ledger,
             watch=watch,
             roll_back=partial(
@@ -106,9 +107,30 @@ def train(
     return stopped_by
 
 
-def _note(chosen: Fit, journal: Journal, ranks: Ranks) -> None:
+def _settled(
+    cfg: Recipe, run_dir: Path, ranks: Ranks, journal: Journal, pulse: Pulse
+) -> tuple[Settled, Ranks, torch.nn.Module, torch.optim.Optimizer]:
+    """Return what every `auto` came to, and the ranks, the model and the optimizer built for it."""
+
+    def complain(why: str) -> None:
+        if ranks.is_first:
+            journal.event("warning", attempt=this_attempt(), why=why)
+
+    machine = machine_of(ranks)
+    estimate = fit(cfg, machine, ranks.world_size)
+    settled = recall(run_dir, cfg, machine, estimate, ranks)
+    begins = estimate if settled is None else settled.fit
+    mesh_ranks = with_replicas(ranks, begins.replicas)
+    model, optimizer = build(cfg, begins, mesh_ranks)
+    if settled is None:
+        beat = partial(pulse.beat, Phase.START, 0)
+        settled = settle(
+            run_dir, cfg, machine, estimate, model, mesh_ranks, beat=beat, complain=complain
+        )
     if ranks.is_first:
-        journal.event("chosen", attempt=this_attempt(), **chosen.to_json())
+        about = {"by": "memory" if settled.remembered else settled.by, **settled.fit.to_json()}
+        journal.event("chosen", attempt=this_attempt(), **about)
+    return settled, mesh_ranks, model, optimizer
 
 
 def _note_the_end(journal: Journal, ranks: Ranks, step: int, stopped_by: int | None) -> None:
@@ -177,9 +199,20 @@ def _document_end(cfg: Recipe) -> int | None:
 
 
 def _saver(
-    cfg: Recipe, run_dir: Path, tensors: dict[str, torch.Tensor], ranks: Ranks, watch: Watch
+    cfg: Recipe,
+    run_dir: Path,
+    tensors: dict[str, torch.Tensor],
+    settled: Settled,
+    ranks: Ranks,
+    watch: Watch,
 ) -> Saver:
-    origin = Origin(cfg.model, recipe.recipe_hash(cfg), Path(cfg.tokenizer.path), versions())
+    origin = Origin(
+        cfg.model,
+        recipe.recipe_hash(cfg),
+        Path(cfg.tokenizer.path),
+        versions(),
+        chosen=settled.to_json(),
+    )
     return Saver(
         run_dir / CHECKPOINTS,
         tensors,

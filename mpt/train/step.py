@@ -26,6 +26,7 @@ def train_step(
     objective: Objective,
     *,
     max_grad_norm: float,
+    reduce_each: bool = False,
     loss_limit: float = math.inf,
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> StepResult:
@@ -39,6 +40,8 @@ def train_step(
         model: sharded by `fully_shard`.
         microbatches: at least one, equally many on every rank.
         max_grad_norm: the global gradient norm is clipped to this.
+        reduce_each: reduce gradients over ranks with every microbatch, so that a rank keeps its
+            own shard of their sum; else once, with the last, for which it keeps all of it in fp32.
         loss_limit: a loss above it, in nats per target token, leaves the weights as they are;
             so does one that is not finite, or a gradient that is not.
         waiting: entered for the collective in which ranks meet that came to the step.
@@ -53,7 +56,9 @@ def train_step(
     nats = torch.zeros((), device=n_targets.device)
 
     for i, microbatch in enumerate(microbatches):
-        cast(FSDPModule, model).set_requires_gradient_sync(i == len(microbatches) - 1)
+        cast(FSDPModule, model).set_requires_gradient_sync(
+            reduce_each or i == len(microbatches) - 1
+        )
         part = objective(model, microbatch)
         # FSDP averages gradients over ranks; world_size turns that mean back into a sum.
         (part.objective * dist.get_world_size() / n_targets).backward()

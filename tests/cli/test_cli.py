@@ -15,6 +15,9 @@ from mpt.cli.main import main
 
 from mpt.errors import EXIT_DATA, EXIT_DONE, EXIT_USAGE
 from mpt.recipe.load import load, loads
+from mpt.recipe.machine import this_cpu
+from mpt.recipe.premises import premises
+from mpt.rundir import CHOSEN, CHOSEN_FORMAT
 from tests.data.cases import write_dataset
 from tests.recipe.test_recipe_fuzz import damage
 
@@ -67,6 +70,31 @@ def test_check_prints_the_plan_as_a_table_or_as_json() -> None:
     assert plan["world_size"] == 4
     assert plan["run_dir"] == "x"
     assert plan["n_parameters"] > 1_000_000
+    here = plan["chosen"][0]
+    assert here["by"] == "estimate"
+    assert here["chosen"]["microbatch_size"] == 4
+
+
+def test_check_says_what_decides_and_what_a_run_has_chosen_before(tmp_path: Path) -> None:
+    long = ["train.steps=100000", "train.compile=false"]
+    check: list[str | Path] = [
+        "train",
+        TINY,
+        "--check",
+        "--run-dir",
+        tmp_path,
+        "--nproc",
+        "1",
+        *long,
+    ]
+    assert "timed before the first step" in mpt(*check)[1]
+    (told, *_) = json.loads(mpt(*check, "--json")[1])["chosen"]
+    assert told["by"] == "probe"
+    here = {**premises(load(TINY, long), this_cpu(1), 1), "machine": told["on"]}
+    entry = {"premises": here, "chosen": {**told["chosen"], "microbatch_size": 3}}
+    (tmp_path / CHOSEN).write_text(json.dumps({"format": CHOSEN_FORMAT, "choices": [entry]}))
+    assert "3 samples, as the run has it in chosen.json" in mpt(*check)[1]
+    assert "2 samples, as train.microbatch_size" in mpt(*check, "train.microbatch_size=2")[1]
 
 
 def test_check_says_what_each_stream_comes_to(tmp_path: Path) -> None:

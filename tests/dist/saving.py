@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from mpt.checkpoint.load import restore
 from mpt.checkpoint.memory import Every, Memory
@@ -54,10 +54,11 @@ LEAN = {
 def lean(ranks: Ranks, step: int) -> dict[str, Tensor]:
     """Return the fewest tensors that save and load as a training state does, quickly made."""
     tensors: dict[str, Tensor] = {"optimizer.step.weight": torch.tensor(float(step))}
+    rows = [*[Replicate()] * (ranks.mesh.ndim - 1), Shard(0)]
     for salt, (name, shape) in enumerate(LEAN.items()):
         generator = torch.Generator().manual_seed(100 * step + salt)
         tensor = torch.randn(shape, generator=generator)
-        tensors[name] = distribute_tensor(tensor, ranks.mesh, [Shard(0)], src_data_rank=None)
+        tensors[name] = distribute_tensor(tensor, ranks.mesh, rows, src_data_rank=None)
     return tensors
 
 

@@ -107,6 +107,7 @@ def run_loop(
     stop = StopSignal()
     seen: Any = Recorder(stop, stop_after if ranks.rank == stop_on_rank else None)
     services = Services(
+        reduce_each=False,
         loader=seen,
         ledger=ledger,
         watch=seen,

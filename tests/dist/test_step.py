@@ -64,7 +64,11 @@ def share_of(ranks: Ranks, microbatch_size: int, eod_id: int | None = None) -> l
 
 
 def after_steps(
-    ranks: Ranks, microbatch_size: int, steps: int = 2, max_grad_norm: float = 1.0
+    ranks: Ranks,
+    microbatch_size: int,
+    steps: int = 2,
+    max_grad_norm: float = 1.0,
+    reduce_each: bool = False,
 ) -> Taken:
     model = sharded(ranks)
     optimizer = build_optimizer(model, ADAMW)
@@ -76,6 +80,7 @@ def after_steps(
             share_of(ranks, microbatch_size),
             next_token_loss,
             max_grad_norm=max_grad_norm,
+            reduce_each=reduce_each,
         )
         seen.append((float(result.loss), float(result.grad_norm)))
     return weights_of(model), seen
@@ -155,9 +160,11 @@ def test_update_does_not_depend_on_how_the_batch_is_cut(
     assert_same(cut, reference)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_update_does_not_depend_on_the_world_size(reference: Taken, world_size: int) -> None:
-    for result in on_ranks(world_size, after_steps, 2):
+@pytest.mark.parametrize(("world_size", "reduce_each"), [(2, 1), (2, 0), (3, 0), (4, 0)])
+def test_update_depends_neither_on_the_world_size_nor_on_when_gradients_are_reduced(
+    reference: Taken, world_size: int, reduce_each: bool
+) -> None:
+    for result in on_ranks(world_size, after_steps, 2, 2, 1.0, reduce_each):
         assert_same(result, reference)
 
 
@@ -214,8 +221,7 @@ def one_sgd_step(ranks: Ranks, max_grad_norm: float) -> float:
     before = weights_of(model)
     optimizer = build_optimizer(model, AS_SGD)
     train_step(model, optimizer, share_of(ranks, 4), next_token_loss, max_grad_norm=max_grad_norm)
-    moved = [(before[name] - after).norm() for name, after in weights_of(model).items()]
-    return float(torch.stack(moved).norm())
+    return math.hypot(*(float((before[n] - w).norm()) for n, w in weights_of(model).items()))
 
 
 Bad = tuple[StepResult, str, str, str, StepResult]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +19,8 @@ from mpt.data.descriptions import ABOUT_NAME, read_descriptions
 from mpt.data.hashes import content_hash, wrong_hash
 from mpt.data.index import INDEX_NAME, parse_index
 from mpt.data.order import WINDOW_SHARDS
-from mpt.data.shard import Shard, ShardInfo
+from mpt.data.reader import Shard
+from mpt.data.shard import ShardInfo, common_dtype
 from mpt.data.store import Store, local_file
 from mpt.errors import DataError
 from mpt.recipe.data import Cache
@@ -27,14 +31,16 @@ from mpt.storage import is_url, without_secrets
 from mpt.tokenizer import Tokenizer, load_tokenizer
 
 MAX_OPEN_SHARDS = 64
-"""Maps kept open: a few shuffle windows, far below what a process may map."""
+"""Files kept open: a few shuffle windows. To open one costs no more than to read ten samples."""
 MAX_OPEN_COPIES = WINDOW_SHARDS
-"""Of copies, which are not evicted while they are mapped: what a batch reads, and no more."""
+"""Of copies, which are not evicted while they are open: what a batch reads, and no more."""
+SHARE_OF_FILES = 8
+"""Of the files that a process may have open, a dataset takes one part of so many at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Packed samples. Shards are mapped when first read, after they were fetched if need be."""
+    """Packed samples. Shards are opened when first read, after they were fetched if need be."""
 
     location: str
     """A directory, or a URL without its secrets."""
@@ -45,11 +51,17 @@ class Dataset:
     """Null where others made the dataset."""
     index_sha256: str
     store: Store
-    """Where copies are of the shards that cannot be mapped where they lie."""
+    """Where copies are of the shards that cannot be read where they lie."""
+    dtype: np.dtype[Any] = field(init=False)
+    """Of samples: an integer type that holds those of every shard."""
     _shard: Callable[[int], Shard] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        dtype = common_dtype(shard.encoding.file_dtype for shard in self.shards)
+        object.__setattr__(self, "dtype", dtype)
         n_open = MAX_OPEN_COPIES if self.needs_copies else MAX_OPEN_SHARDS
+        may_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE_OF_FILES
+        n_open = min(n_open, max(1, may_open))
         object.__setattr__(self, "_shard", lru_cache(maxsize=n_open)(self.open_shard))
 
     @property
@@ -63,11 +75,11 @@ class Dataset:
 
     @property
     def needs_copies(self) -> bool:
-        """Whether any shard cannot be mapped where it lies."""
+        """Whether any shard cannot be read where it lies."""
         return self.is_remote or any(shard.zipped for shard in self.shards)
 
     def needs_copy(self, number: int) -> bool:
-        """Whether this shard cannot be mapped where it lies."""
+        """Whether this shard cannot be read where it lies."""
         return self.is_remote or self.shards[number].zipped is not None
 
     def __len__(self) -> int:
@@ -83,8 +95,8 @@ class Dataset:
         """Tokens per UTF-8 byte of text, for bits per byte; null where unknown."""
         return self.about.tokens_per_byte if self.about and self.about.text_bytes else None
 
-    def rows(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return samples, int64 (n, sample_length), in the order asked for.
+    def rows(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return samples, (n, sample_length) of `dtype`, in the order asked for.
 
         Args:
             shards: (n,), which shard each is in.
@@ -93,14 +105,16 @@ class Dataset:
         Raises:
             DataError: a shard is missing or corrupt, or a sample of another length.
         """
-        result = np.empty((len(rows), self.sample_length), np.int64)
-        for shard in np.unique(shards):
-            mine = np.flatnonzero(shards == shard)
-            result[mine] = self._shard(int(shard)).rows(rows[mine], self.sample_length)
-        return result
+        samples = np.empty((len(rows), self.sample_length), self.dtype)
+        by_shard = np.argsort(shards, kind="stable")  # so that each shard is opened once
+        first = np.flatnonzero(np.diff(shards[by_shard], prepend=-1))
+        for begin, end in pairwise([*first.tolist(), len(shards)]):
+            places = by_shard[begin:end]
+            self._shard(int(shards[places[0]])).read(rows[places], samples, places)
+        return samples
 
     def open_shard(self, number: int) -> Shard:
-        """Map one shard and check its structure; its hash only where a copy is made of it."""
+        """Open one shard and check its structure; its hash only where a copy is made of it."""
         info = self.shards[number]
         if self.needs_copy(number):
             return Shard(self.store.name(info), info, self.store.open_copy(info))

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from mpt.data.ahead import Ahead, NodePart, check_limit
 from mpt.data.dataset import Dataset, open_dataset
 from mpt.data.mixture import Mixture
 from mpt.data.order import Located, Order, rank_slice, share
+from mpt.data.shard import common_dtype
 from mpt.data.sound import Bad, read_sound
 from mpt.data.streams import mixture_of, names_of
+from mpt.data.targets import with_targets
 from mpt.errors import DataError
 from mpt.recipe.data import Data
 from mpt.recipe.model import Model
@@ -70,6 +73,7 @@ class Loader:
         self._datasets = [open_dataset(path, data.cache) for path in paths]
         for dataset in self._datasets:
             _check_length(dataset, model)
+        self._dtype = common_dtype(dataset.dtype for dataset in self._datasets)
         self._order = Order(
             [dataset.shard_sizes for dataset in self._datasets],
             mixture_of(data, [len(dataset) for dataset in self._datasets], global_batch_size),
@@ -146,16 +150,19 @@ class Loader:
         stop = start + self._global_batch_size
         return self._order.locate(np.arange(start, stop, dtype=np.int64))
 
-    def _samples(self, at: Located, mine: Integers) -> tuple[Integers, Bad]:
+    def _samples(self, at: Located, mine: Integers) -> tuple[NDArray[Any], Bad]:
         """Return some samples of a batch, (n, S), and which of them are bad."""
-        samples = np.empty((len(mine), self._model.max_seq_len), np.int64)
+        samples = np.empty((len(mine), self._model.max_seq_len), self._dtype)
         bad: Bad = {}
         for number, (name, dataset) in enumerate(zip(self._names, self._datasets, strict=True)):
             places = np.flatnonzero(at.stream[mine] == number)
             if places.size:
                 shard, row = at.shard[mine[places]], at.row[mine[places]]
                 found = read_sound(dataset, name, shard, row, self._model, skip=self._skip)
-                samples[places] = found[0]
+                if places.size == len(samples):  # one stream alone: not copied again
+                    samples = found[0]
+                else:
+                    samples[places] = found[0]
                 bad |= {int(places[i]): sample for i, sample in found[1].items()}
         return samples, bad
 
@@ -211,7 +218,7 @@ def _microbatches_per_rank(n_samples: int, world_size: int, microbatch_size: int
 
 
 def _cut(
-    samples: Integers,
+    samples: NDArray[Any],
     bad: Bad,
     n_microbatches: int,
     microbatch_size: int,
@@ -219,13 +226,9 @@ def _cut(
     eod_id: int | None,
 ) -> list[Microbatch]:
     """Pad samples (n, S) with ignored rows, and cut them into microbatches of one shape."""
-    # In numpy: torch would start threads of its own here, beside those that train.
-    n, length = samples.shape
-    tokens = np.zeros((n_microbatches, microbatch_size, length), np.int64)
-    targets = np.full_like(tokens, IGNORE)
-    tokens.reshape(-1, length)[:n] = samples
-    targets.reshape(-1, length)[:n, :-1] = samples[:, 1:]  # the last token has no next one
-    targets.reshape(-1, length)[list(bad)] = IGNORE
+    shape = n_microbatches, microbatch_size, samples.shape[1]
+    tokens, targets = (a.reshape(shape) for a in with_targets(samples, shape[0] * shape[1]))
+    targets.reshape(-1, shape[2])[list(bad)] = IGNORE
     skipped: list[list[BadSample]] = [[] for _ in range(n_microbatches)]
     for number, sample in bad.items():
         skipped[number // microbatch_size].append(sample)

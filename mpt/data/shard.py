@@ -1,8 +1,8 @@
-"""One shard file in MDS version 2, the format of mosaicml-streaming: write it, map it, trust none.
+"""One shard file in MDS version 2, the format of mosaicml-streaming: what it is, and writing it.
 
 Little-endian: uint32 samples n; uint32 offsets[n + 1] from the start of the file; a JSON
 header; the samples. A sample of a fixed-size column is its bare values; otherwise uint32
-payload bytes, then a byte (1 << 2 | k), the length in 2**k bytes, and the values.
+payload bytes, then what its layout says (see `Layout`).
 """
 
 from __future__ import annotations
@@ -11,43 +11,67 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpt.data.mapped import MappedFile
-from mpt.errors import BadRowError, DataError
+from mpt.errors import DataError
 
 COLUMN = "tokens"
 HASHES = ("sha256",)
 """Recorded for each shard we write."""
 LIMIT_BYTES = (1 << 32) - 1
 """Offsets are uint32."""
-LAYOUT_KEYS = ("column_encodings", "column_names", "column_sizes")
-"""Of a shard's own header, what says how its samples lie."""
 ENCODING = re.compile(r"ndarray:(u?int(?:8|16|32|64))(?::([1-9]\d{0,8}))?", re.ASCII)
+DTYPE_OF_CODE = {
+    8: "uint8",
+    16: "uint16",
+    32: "uint32",
+    64: "uint64",
+    9: "int8",
+    17: "int16",
+    33: "int32",
+    65: "int64",
+}
+"""Integer types by the number that MDS gives them."""
+Layout = Literal["sized", "typed", "bare"]
+"""What stands between a sample's size and its values, where samples vary in size.
+
+sized: a byte (1 << 2 | k), then the length in 2**k bytes. `ndarray:int32`.
+typed: the same after a byte that says the type, of DTYPE_OF_CODE. `ndarray`.
+bare: nothing, and the values are int64, as llm-foundry wrote its first datasets. `bytes`.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Encoding:
     """How one sample's tokens lie in a shard, such as ndarray:uint16:2048."""
 
     dtype: str
-    """numpy's name of an integer type; always little-endian in the file."""
+    """numpy's name of an integer type; always little-endian in the file. Where each sample says
+    its own, int64, which they are read as."""
     sample_length: int | None
     """Tokens of every sample, or null: each sample then says how many it has."""
+    layout: Layout = "sized"
 
     @classmethod
+    @lru_cache(maxsize=64)
     def parse(cls, name: str) -> Encoding:
         """Read MDS's name of an encoding.
 
         Raises:
             DataError: not an integer array of no or one dimension; names the encoding.
         """
+        match name:
+            case "ndarray":
+                return cls("int64", None, "typed")
+            case "bytes":
+                return cls("int64", None, "bare")
         match = ENCODING.fullmatch(name)
         if match is None:
             raise DataError(
@@ -57,6 +81,11 @@ class Encoding:
         return cls(match[1], int(match[2]) if match[2] else None)
 
     def __str__(self) -> str:
+        match self.layout:
+            case "typed":
+                return "ndarray"
+            case "bare":
+                return "bytes"
         return f"ndarray:{self.dtype}" + (f":{self.sample_length}" if self.sample_length else "")
 
     @property
@@ -69,7 +98,7 @@ class Encoding:
         return self.sample_length and self.sample_length * self.file_dtype.itemsize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ZippedFile:
     """What index.json says about the file that a shard is compressed in, by zstd."""
 
@@ -79,7 +108,7 @@ class ZippedFile:
     """Hex digest of the compressed file by algorithm."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardInfo:
     """What index.json says about one shard."""
 
@@ -153,91 +182,17 @@ def write_shard(
     return ShardInfo(path.name, len(payload), len(parts), encoding, digests)
 
 
-class Shard:
-    """A shard file, memory-mapped and checked; closed when the last reference goes."""
-
-    def __init__(self, path: Path | str, info: ShardInfo, copy: BinaryIO | None = None) -> None:
-        """Map a file.
-
-        Args:
-            path: what to map, and what messages call it.
-            copy: map this open file instead. The map shares its lock, until the last view goes.
-
-        Raises:
-            DataError: missing, or not a shard, or not the one that `info` describes.
-        """
-        header = shard_config(info.encoding, None, ())
-        wanted = {key: header[key] for key in LAYOUT_KEYS}
-        self._encoding = info.encoding
-        self._file = MappedFile(path, info.file_bytes, info.samples, wanted, copy)
-        self._table = self._view_fixed()
-
-    def __len__(self) -> int:
-        return len(self._file)
-
-    def sample(self, row: int) -> NDArray[Any]:
-        """Return one sample's tokens: a view into the file.
-
-        Raises:
-            BadRowError: the sample is corrupt; names file and row.
-        """
-        if self._table is not None:
-            row_view: NDArray[Any] = self._table[row]
-            return row_view
-        return self._decode(self._file.raw(row), row)
-
-    def rows(self, rows: NDArray[np.int64], length: int) -> NDArray[Any]:
-        """Return samples (n, length) in the file's dtype.
-
-        Raises:
-            BadRowError: a sample is corrupt or of another length; names file and row.
-        """
-        if self._table is not None and self._table.shape[1] == length:
-            return self._table[rows]
-        result = np.empty((len(rows), length), np.dtype(self._encoding.dtype))
-        for place, row in enumerate(rows.tolist()):
-            tokens = self.sample(row)
-            if len(tokens) != length:
-                raise self._bad_row(row, f"has {len(tokens)} tokens, not {length}")
-            result[place] = tokens
-        return result
-
-    def _view_fixed(self) -> NDArray[Any] | None:
-        """Return all samples as one (n, S) view without a copy, if they are of one size."""
-        size, length = self._encoding.sample_bytes, self._encoding.sample_length
-        if size is None or length is None:
-            return None
-        if (np.diff(self._file.offsets) != size).any():
-            raise self._file.bad(f"not all of its samples have {size} bytes")
-        flat = np.frombuffer(
-            self._file.bytes,
-            self._encoding.file_dtype,
-            len(self) * length,
-            int(self._file.offsets[0]),
-        )
-        return flat.reshape(len(self), length)
-
-    def _decode(self, raw: NDArray[np.uint8], row: int) -> NDArray[Any]:
-        """Return the values of one variable-size sample, each length checked before its use."""
-        head = raw[:5].tobytes()
-        if len(head) < 5 or int.from_bytes(head[:4], "little") != len(raw) - 4:
-            raise self._bad_row(row, "does not state its own size")
-        dimensions, width = head[4] >> 2, 1 << (head[4] & 3)
-        if dimensions != 1:
-            raise self._bad_row(row, f"has {dimensions} dimensions, not 1")
-        count = int.from_bytes(raw[5 : 5 + width].tobytes(), "little")
-        if 5 + width + count * self._encoding.file_dtype.itemsize != len(raw):
-            raise self._bad_row(row, f"says {count} tokens, but has {len(raw)} bytes")
-        return raw[5 + width :].view(self._encoding.file_dtype)
-
-    def _bad_row(self, row: int, why: str) -> BadRowError:
-        return self._file.bad_row(row, why)
+def common_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
+    """Return the narrowest integer type for all of them; int64 where uint64 meets signed ones."""
+    common = np.result_type(*set(dtypes))
+    return common if common.kind in "iu" else np.dtype(np.int64)
 
 
 def _encode(tokens: NDArray[Any], encoding: Encoding) -> bytes:
     """Return one sample's bytes."""
     assert tokens.ndim == 1
     assert encoding.sample_length in (None, len(tokens))
+    assert encoding.layout == "sized", "the others are read, never written"
     stored = tokens.astype(encoding.file_dtype)
     assert (stored == tokens).all(), "a token id that the encoding cannot hold"
     values = stored.tobytes()

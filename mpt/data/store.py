@@ -1,4 +1,4 @@
-"""Where the shards of a dataset are when they cannot be mapped where they lie."""
+"""Where the shards of a dataset are when they cannot be read where they lie."""
 
 from __future__ import annotations
 
@@ -54,8 +54,7 @@ class Store:
     def open_copy(self, info: Stored, *, wait: bool = True) -> BinaryIO:
         """Return a shard's file, whole and verified: the copy that is there, or a new one.
 
-        The copy is not deleted before the last descriptor of the open file is closed; a map
-        of it holds one.
+        The copy is not deleted before the last descriptor of the open file is closed.
 
         Args:
             wait: for another process that is making it; else BusyError.

@@ -190,7 +190,7 @@ def test_eviction_touches_nothing_that_is_not_its_own(tmp_path: Path) -> None:
     assert (folder / f"{key}-8.mds").is_dir()
 
 
-def test_eviction_spares_what_another_process_maps_or_makes(
+def test_eviction_spares_what_another_process_reads_or_makes(
     tmp_path: Path, server: FaultyServer
 ) -> None:
     cache = tmp_path / "cache"
@@ -199,16 +199,16 @@ def test_eviction_spares_what_another_process_maps_or_makes(
     with ExitStack() as stack:
         rank = start_rank(stack, server.url, cache)
         go(rank)
-        server.stalled.wait()  # shard 1 is being made; shard 0 is mapped no more
+        server.stalled.wait()  # shard 1 is being made; shard 0 is open no more
         files.evict(folder, 0)
         assert files_in(cache) == [".part"]
     dataset = open_dataset(server.url, Cache(dir=str(cache)))
     dataset.open_shard(0)  # makes the copy; the next one finds it
-    row = dataset.open_shard(0).sample(3)  # the view alone keeps the map, and so the file
+    shard = dataset.open_shard(0)  # open, and so spared
     files.evict(folder, 0)
     assert files_in(cache) == [".mds"]
-    assert row.tolist() == [12, 13, 14, 15]
-    del row
+    assert shard.sample(3).tolist() == [12, 13, 14, 15]
+    del shard
     files.evict(folder, 0)
     assert files_in(cache) == []
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mpt.data.dataset import open_dataset, verify
 from mpt.data.index import parse_index
-from mpt.data.shard import Encoding, Shard, ShardInfo, write_shard
+from mpt.data.reader import Shard
+from mpt.data.shard import Encoding, ShardInfo, write_shard
 from mpt.errors import DataError
 from tests.data.cases import write_dataset
 

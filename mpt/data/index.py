@@ -17,6 +17,8 @@ from mpt.storage import parse_json
 INDEX_NAME = "index.json"
 LIMIT_INDEX_BYTES = 1 << 27
 """Some 300,000 shards."""
+LIMIT_NAME_BYTES = 255
+"""Of a file system."""
 ZSTD = re.compile(r"zstd(:-?\d{1,6})?", re.ASCII)
 
 
@@ -150,10 +152,16 @@ class _Entry:
 
     def _basename(self, name: Any, key: str) -> str:
         """Return a file name that cannot lead out of the dataset."""
-        if not isinstance(name, str) or not 0 < len(name) < 256 or name in (".", ".."):
+        if (
+            not isinstance(name, str)
+            or not 0 < len(name) <= LIMIT_NAME_BYTES
+            or name in (".", "..")
+        ):
             self._refuse(f"{key}.basename", name, "a file name")
         if any(sign in name for sign in "/\\\0:") or not name.isprintable():
             self._refuse(f"{key}.basename", name, "a file name without a path")
+        if len(name.encode()) > LIMIT_NAME_BYTES:
+            self._refuse(f"{key}.basename", name, f"a file name of {LIMIT_NAME_BYTES} bytes")
         return name
 
     def _hashes(self, hashes: Any, key: str) -> dict[str, str]:

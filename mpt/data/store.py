@@ -160,9 +160,9 @@ def local_file(directory: Path, basename: str) -> Path:
         DataError: missing, not a regular file, or a link that leads out of the dataset.
     """
     path = directory / basename
-    if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
-        raise DataError(f"{path}: a link that leads out of the dataset; put the file here.")
     try:
+        if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
+            raise DataError(f"{path}: a link that leads out of the dataset; put the file here.")
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
             raise DataError(f"{path}: not a regular file.")
     except OSError as cause:

@@ -104,9 +104,12 @@ def answer(request: BaseHTTPRequestHandler, state: FaultyServer) -> None:
     request.send_header("ETag", f'"{sha256(payload).hexdigest()[:8]}"')
     request.send_header("Last-Modified", formatdate(file.stat().st_mtime, usegmt=True))
     if fault != "endless":
-        request.send_header("Content-Length", str(len(payload) - start))
+        said = {"says less": -1, "says more": 1}.get(fault, 0)
+        request.send_header("Content-Length", str(len(payload) - start + said))
     request.end_headers()
     body, half = payload[start:], (len(payload) - start) // 2
+    if fault == "other bytes":
+        body = payload[: len(body)]
     match fault:
         case "truncate":
             request.wfile.write(body[:half])

@@ -68,6 +68,8 @@ def test_a_remote_stream_gives_the_microbatches_of_a_local_one(
         ["truncate", "503", "reset", "truncate"],
         ["longer"],
         ["shorter"],
+        ["says less"],
+        ["says more"],
     ],
     ids="+".join,
 )
@@ -105,6 +107,16 @@ def test_after_a_cut_only_the_rest_is_asked_for(tmp_path: Path, server: FaultySe
     assert server.asked(SHARD) == [None, f"bytes={half}-", f"bytes={rest}-"]
 
 
+def test_other_bytes_than_those_asked_for_are_found_by_the_hash(
+    tmp_path: Path, server: FaultyServer
+) -> None:
+    server.faults[SHARD] = ["truncate", "other bytes"]
+    dataset = open_dataset(server.url, cache_in(tmp_path))
+    dataset.open_shard(1)
+    assert [wanted is None for wanted in server.asked(SHARD)] == [True, False, True]
+    assert verify(dataset) == []
+
+
 def test_a_file_that_changes_between_two_requests_is_fetched_from_the_start(
     tmp_path: Path, server: FaultyServer
 ) -> None:
@@ -138,6 +150,8 @@ def test_copies_without_a_hash_last_as_long_as_the_index_is_not_written_anew(
         ("endless", r"corrupt shard: it has more bytes than the \d+ it may", 2),
         ("longer", r"corrupt shard: it has \d+ bytes; the index says", 2),
         ("shorter", r"corrupt shard: it has \d+ bytes; the index says", 2),
+        ("says less", r"corrupt shard: it has \d+ bytes; the index says", 2),
+        ("says more", r"corrupt shard: it has \d+ bytes; the index says", 2),
     ],
 )
 def test_what_does_not_pass_ends_in_an_error_that_names_stream_and_shard(

@@ -27,6 +27,8 @@ HASHES = ("sha256",)
 """Recorded for each shard we write."""
 LIMIT_BYTES = (1 << 32) - 1
 """Offsets are uint32."""
+LAYOUT_KEYS = ("column_encodings", "column_names", "column_sizes")
+"""Of a shard's own header, what says how its samples lie."""
 ENCODING = re.compile(r"ndarray:(u?int(?:8|16|32|64))(?::([1-9]\d{0,8}))?", re.ASCII)
 DTYPE_OF_CODE = {
     8: "uint8",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -211,6 +213,17 @@ def test_eviction_spares_what_another_process_reads_or_makes(
     del shard
     files.evict(folder, 0)
     assert files_in(cache) == []
+
+
+def test_who_made_a_copy_shares_it_while_it_is_open(tmp_path: Path) -> None:
+    path = files.open_folder(str(tmp_path)) / f"{1:040x}-4.mds"
+
+    def fill(part: BinaryIO) -> None:
+        part.write(b"abcd")
+
+    with files.make(path, 4, fill, wait=True, stop=threading.Event()), path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)  # raises if it is held for one alone
+        assert other.read() == b"abcd"
 
 
 def test_a_folder_that_mpt_did_not_make_is_refused(tmp_path: Path) -> None:

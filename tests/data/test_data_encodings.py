@@ -53,3 +53,13 @@ def test_what_a_sample_says_wrong_of_itself_is_named(
     info = ShardInfo("x.mds", len(payload), 1, Encoding.parse(encoding), {})
     with pytest.raises(DataError, match=words):
         all_rows(Shard(tmp_path / "x.mds", info))
+
+
+def test_offsets_that_go_back_are_found_when_a_shard_is_opened(tmp_path: Path) -> None:
+    samples = [of_size(np.arange(n, dtype="<i8").tobytes()) for n in (1, 2)]
+    end = len(shard_bytes(samples, encoding="bytes"))
+    payload = shard_bytes(samples, encoding="bytes", offsets=[end - 32, end - 33, end])
+    (tmp_path / "x.mds").write_bytes(payload)
+    info = ShardInfo("x.mds", len(payload), 2, Encoding.parse("bytes"), {})
+    with pytest.raises(DataError, match="offsets do not lead"):
+        Shard(tmp_path / "x.mds", info)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpt.data.shard import DTYPE_OF_CODE, LAYOUT_KEYS, ShardInfo, shard_config
 from mpt.data.shardfile import ShardFile
-from mpt.errors import DataError
+from mpt.errors import BadRowError
 
 Integers = NDArray[np.int64]
 
@@ -52,7 +52,7 @@ class Shard:
         """Return one sample's tokens.
 
         Raises:
-            DataError: the sample is corrupt; names file and row.
+            BadRowError: the sample is corrupt; names file and row.
         """
         values = self._find(row)
         tokens = np.empty(values.count, values.dtype)
@@ -69,7 +69,7 @@ class Shard:
             places: (n,), which row of `out` each goes to.
 
         Raises:
-            DataError: a sample is corrupt, or has not S tokens; names file and row.
+            BadRowError: a sample is corrupt, or has not S tokens; names file and row.
         """
         length = out.shape[1]
         if length != self._encoding.sample_length or out.dtype != self._encoding.file_dtype:
@@ -123,5 +123,5 @@ class Shard:
             raise self._bad_row(row, f"says {count} tokens, but has {end - start} bytes")
         return Values(dtype, start + begin, count)
 
-    def _bad_row(self, row: int, why: str) -> DataError:
-        return self._file.bad(f"row {row} {why}")
+    def _bad_row(self, row: int, why: str) -> BadRowError:
+        return BadRowError(str(self._file.bad(f"row {row} {why}")), why)

@@ -95,7 +95,7 @@ class _Entry:
         return TextShardInfo(basename, file_bytes, samples, columns, hashes, self._zipped())
 
     def _raw_file(self) -> tuple[str, int, int, dict[str, str]]:
-        """Return name, bytes, samples and hashes of the shard as it is mapped."""
+        """Return name, bytes, samples and hashes of the shard as it is read."""
         if self._entry.get("format") != "mds" or self._entry.get("version") != 2:
             self._refuse("format", self._entry.get("format"), "mds of version 2")
         basename, file_bytes, hashes = self._file("raw_data")

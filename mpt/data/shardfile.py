@@ -71,7 +71,13 @@ class ShardFile:
             raise self.bad("its offsets do not lead through the file")
         return start, end
 
+    def raw(self, row: int) -> bytes:
+        """Return the bytes of one sample."""
+        start, end = self.extent(row)
+        return self.read(start, end - start)
+
     def read(self, start: int, size: int) -> bytes:
+        """Return a piece of the file."""
         buffer = bytearray(size)
         self.read_into(start, memoryview(buffer))
         return bytes(buffer)

@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mpt.data.mapped import MappedFile
 from mpt.data.shard import ZippedFile
+from mpt.data.shardfile import ShardFile
 
 TEXT_ENCODINGS = ("str", "json", "bytes")
 
@@ -43,16 +43,16 @@ class TextShardInfo:
 
 
 class TextShard:
-    """A mapped shard, read column by column."""
+    """An open shard, read column by column."""
 
     def __init__(self, path: Path | str, info: TextShardInfo, copy: BinaryIO | None = None) -> None:
-        """Map a file; as MappedFile does."""
+        """Open a file; as ShardFile does."""
         header = {
             "column_names": [column.name for column in info.columns],
             "column_encodings": [column.encoding for column in info.columns],
             "column_sizes": [column.size for column in info.columns],
         }
-        self._file = MappedFile(path, info.file_bytes, info.samples, header, copy)
+        self._file = ShardFile(path, info.file_bytes, info.samples, header, copy)
         self._columns = info.columns
 
     def payloads(self, number: int) -> Iterator[bytes]:
@@ -73,4 +73,4 @@ class TextShard:
                     f"row {row} has {len(raw)} bytes; its columns add up to others"
                 )
             start = 4 * n_varying + sum(sizes[:number])
-            yield raw[start : start + sizes[number]].tobytes()
+            yield raw[start : start + sizes[number]]

@@ -48,7 +48,7 @@ def test_a_copy_is_made_once_and_nothing_is_written_beside_the_source(tmp_path: 
     assert sorted(path.name for path in dataset.path.iterdir()) == before
 
 
-def test_uncompressed_shards_are_mapped_where_they_lie(tmp_path: Path) -> None:
+def test_uncompressed_shards_are_read_where_they_lie(tmp_path: Path) -> None:
     folder = small_dataset(tmp_path / "set")
     data = Data(streams={"a": Stream(path=str(folder))}, cache=Cache(dir=f"{tmp_path}/cache"))
     with loader_for(data) as loader:

@@ -19,7 +19,8 @@ from mpt.data.encode import Encoded
 from mpt.data.hashes import content_hash
 from mpt.data.index import INDEX_NAME, format_index
 from mpt.data.journal import Journal, Mark
-from mpt.data.shard import LIMIT_BYTES, Encoding, Shard, ShardInfo, write_shard
+from mpt.data.reader import Shard
+from mpt.data.shard import LIMIT_BYTES, Encoding, ShardInfo, write_shard
 from mpt.errors import DataError
 from mpt.storage import atomic_write
 
@@ -136,7 +137,9 @@ class DatasetWriter:
         self._n_waiting = 0
         for info in self.shards if n_ids else ():
             shard = Shard(path / info.basename, info)
-            self._count(shard.rows(np.arange(info.samples), self.sample_length))
+            samples = np.empty((info.samples, self.sample_length), self.dtype)
+            shard.read(rows := np.arange(info.samples), samples, rows)
+            self._count(samples)
 
     @property
     def n_written(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
@@ -20,11 +19,11 @@ from mpt.data.order import Located, Order, rank_slice, share
 from mpt.data.shard import common_dtype
 from mpt.data.sound import Bad, read_sound
 from mpt.data.streams import mixture_of, names_of
-from mpt.data.targets import with_targets
+from mpt.data.targets import Prepared, documents_of, token_ids
 from mpt.errors import DataError
 from mpt.recipe.data import Data
 from mpt.recipe.model import Model
-from mpt.state import IGNORE, BadSample, Microbatch
+from mpt.state import BadSample, Microbatch
 
 Integers = NDArray[np.int64]
 
@@ -92,7 +91,7 @@ class Loader:
         self._device, self._eod_id = device, eod_id
         self._following = following or (lambda position: position + global_batch_size)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mpt-loader")
-        self._ahead: dict[int, Future[list[Microbatch]]] = {}
+        self._ahead: dict[int, Future[list[Prepared]]] = {}
 
     def next(self, position: int) -> list[Microbatch]:
         """Return the microbatches of the batch at `position`, and begin to read those after it.
@@ -111,7 +110,7 @@ class Loader:
         for start in wanted:
             if start not in self._ahead:
                 self._ahead[start] = self._thread.submit(self._read, start)
-        return [_to(microbatch, self._device) for microbatch in self._ahead.pop(position).result()]
+        return [prepared.on(self._device) for prepared in self._ahead.pop(position).result()]
 
     def close(self) -> None:
         """End the threads; the loader is of no use afterwards."""
@@ -130,7 +129,7 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _read(self, start: int) -> list[Microbatch]:
+    def _read(self, start: int) -> list[Prepared]:
         if self._copies is not None:
             starts = [start]
             for _ in range(BATCHES_FETCHED_AHEAD):
@@ -200,7 +199,7 @@ def eval_batches(
         stop = min(start + microbatch_size, part.stop)
         at = order.locate(np.arange(start, max(start, stop), dtype=np.int64))
         rows, bad = read_sound(dataset, "eval", at.shard, at.row, model, skip=False)
-        yield _to(_cut(rows, bad, 1, microbatch_size, pin, eod_id)[0], device)
+        yield _cut(rows, bad, 1, microbatch_size, pin, eod_id)[0].on(device)
 
 
 def _check_length(dataset: Dataset, model: Model) -> None:
@@ -224,39 +223,29 @@ def _cut(
     microbatch_size: int,
     pin: bool,
     eod_id: int | None,
-) -> list[Microbatch]:
+) -> list[Prepared]:
     """Pad samples (n, S) with ignored rows, and cut them into microbatches of one shape."""
-    shape = n_microbatches, microbatch_size, samples.shape[1]
-    tokens, targets = (a.reshape(shape) for a in with_targets(samples, shape[0] * shape[1]))
-    targets.reshape(-1, shape[2])[list(bad)] = IGNORE
+    n_rows = n_microbatches * microbatch_size
+    ids = token_ids(samples, n_rows)
+    ignored: list[list[int]] = [[] for _ in range(n_microbatches)]
+    for row in sorted({*bad, *range(len(samples), n_rows)}):
+        ignored[row // microbatch_size].append(row % microbatch_size)
     skipped: list[list[BadSample]] = [[] for _ in range(n_microbatches)]
-    for number, sample in bad.items():
-        skipped[number // microbatch_size].append(sample)
-    arrays = [tokens, targets] if eod_id is None else [tokens, targets, documents(tokens, eod_id)]
-    tensors = (torch.from_numpy(array) for array in arrays)
-    parts = zip(*(tensor.pin_memory() if pin else tensor for tensor in tensors), strict=True)
+    for row, sample in bad.items():
+        skipped[row // microbatch_size].append(sample)
+    parts = _parts(ids, microbatch_size, pin)
+    documents = (
+        [None] * n_microbatches
+        if eod_id is None
+        else _parts(documents_of(ids[:, :-1], eod_id), microbatch_size, pin)
+    )
     return [
-        replace(Microbatch(*part), skipped=tuple(left_out))
-        for part, left_out in zip(parts, skipped, strict=True)
+        Prepared(part, rows, which, tuple(left_out))
+        for part, rows, which, left_out in zip(parts, ignored, documents, skipped, strict=True)
     ]
 
 
-def documents(tokens: Integers, eod_id: int) -> Integers:
-    """Return which document of its sample each token is of, from 0: (..., S) -> (..., S).
-
-    The token that ends a document belongs to it.
-    """
-    ends = tokens == eod_id
-    found: Integers = np.cumsum(ends, axis=-1) - ends
-    return found
-
-
-def _to(microbatch: Microbatch, device: torch.device) -> Microbatch:
-    """Copy to the device without waiting for it, from pinned memory."""
-    documents = microbatch.documents
-    return replace(
-        microbatch,
-        tokens=microbatch.tokens.to(device, non_blocking=True),
-        targets=microbatch.targets.to(device, non_blocking=True),
-        documents=None if documents is None else documents.to(device, non_blocking=True),
-    )
+def _parts(rows: Integers, microbatch_size: int, pin: bool) -> tuple[torch.Tensor, ...]:
+    """Return rows, in pinned memory if so wanted, microbatch by microbatch."""
+    tensor = torch.from_numpy(rows)
+    return torch.split(tensor.pin_memory() if pin else tensor, microbatch_size)

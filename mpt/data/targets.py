@@ -1,28 +1,70 @@
-"""What a model reads, and what it is to say: samples, and the same one token on."""
+"""What a model reads, and what it is to say: samples, and the same ones one token on."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from mpt.state import IGNORE
+from mpt.state import IGNORE, BadSample, Microbatch
 
 Integers = NDArray[np.int64]
 
 
-def with_targets(samples: NDArray[Any], n_rows: int) -> tuple[Integers, Integers]:
-    """Return tokens and targets, (n_rows, S) each, written once.
+@dataclass(frozen=True)
+class Prepared:
+    """A microbatch in host memory. Tokens and targets are two views of the same numbers, so those
+    are written, and copied to a device, once."""
 
-    Args:
-        samples: (n, S) of any integer type, n <= n_rows; rows beyond them are zeros, and ignored.
+    ids: Tensor
+    """(B, S + 1) int64: tokens, and what comes after the last of them, which is IGNORE."""
+    ignored: Collection[int]
+    """Rows without targets."""
+    documents: Tensor | None
+    """As Microbatch's."""
+    skipped: tuple[BadSample, ...]
+    """As Microbatch's."""
+
+    def on(self, device: torch.device) -> Microbatch:
+        """Copy to a device, without waiting for it where the memory is pinned."""
+        ids = self.ids.to(device, non_blocking=True)
+        targets = ids[:, 1:]
+        if self.ignored:
+            targets = targets.clone()
+            for row in self.ignored:  # one by one: a list of rows would be waited for
+                targets[row].fill_(IGNORE)
+        documents = self.documents
+        return Microbatch(
+            tokens=ids[:, :-1],
+            targets=targets,
+            documents=None if documents is None else documents.to(device, non_blocking=True),
+            skipped=self.skipped,
+        )
+
+
+def token_ids(samples: NDArray[Any], n_rows: int) -> Integers:
+    """Return samples (n, S) of any integer type as (n_rows, S + 1), S of them tokens.
+
+    Rows beyond the samples are zeros; the last column is what no token is asked for.
     """
     n, length = samples.shape
     # In numpy: torch would start threads of its own here, beside those that train.
-    tokens = np.empty((n_rows, length), np.int64)
-    targets = np.empty_like(tokens)
-    tokens[:n], tokens[n:] = samples, 0
-    targets[:n, :-1], targets[:n, -1] = samples[:, 1:], IGNORE  # the last token has no next one
-    targets[n:] = IGNORE
-    return tokens, targets
+    ids = np.empty((n_rows, length + 1), np.int64)
+    ids[:n, :length], ids[n:, :length] = samples, 0
+    ids[:, length] = IGNORE
+    return ids
+
+
+def documents_of(tokens: Integers, eod_id: int) -> Integers:
+    """Return which document of its sample each token is of, from 0: (..., S) -> (..., S).
+
+    The token that ends a document belongs to it.
+    """
+    ends = tokens == eod_id
+    found: Integers = np.cumsum(ends, axis=-1) - ends
+    return found

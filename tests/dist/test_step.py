@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpt.data.loader import documents
+from mpt.data.targets import documents_of
 from mpt.data.order import rank_slice
 from mpt.dist import Ranks
 from mpt.model.network import MPT
@@ -56,7 +56,7 @@ def share_of(ranks: Ranks, microbatch_size: int, eod_id: int | None = None) -> l
     tokens[:n], targets[:n] = batch.tokens[mine], batch.targets[mine]
     parts = [tokens, targets]
     if eod_id is not None:
-        parts.append(torch.from_numpy(documents(tokens.numpy(), eod_id)))
+        parts.append(torch.from_numpy(documents_of(tokens.numpy(), eod_id)))
     return [
         Microbatch(*cut)
         for cut in zip(*(part.split(microbatch_size) for part in parts), strict=True)

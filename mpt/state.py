@@ -120,6 +120,18 @@ class Microbatch:
     skipped: tuple[BadSample, ...] = ()
     """Samples whose place is empty: it has no targets."""
 
+    def cut(self, length: int) -> Microbatch:
+        """Return the same tokens as samples of `length`: (B, S) -> (B S / length, length).
+
+        Every target stays: the last token of a piece has the first of the next as its own.
+        """
+        documents = self.documents
+        return Microbatch(
+            self.tokens.view(-1, length),
+            self.targets.view(-1, length),
+            None if documents is None else documents.view(-1, length),
+        )
+
 
 class Loss(NamedTuple):
     """What one microbatch costs, summed over its target tokens; () fp32 each."""

@@ -1,18 +1,25 @@
-"""The optimizer: what is decayed, how a bad step is left out, what of it is saved."""
+"""From a recipe to an optimizer over sharded parameters, and what of it is saved."""
 
 from __future__ import annotations
+
+from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
 
+from mpt.optim.muon import Muon
 from mpt.recipe.train import Optimizer
 
 
 def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
-    """Return fused AdamW over the sharded parameters, its moments already there (zero).
+    """Return the optimizer over the sharded parameters, its moments already there (zero).
 
-    Matrices are decayed; one-dimensional tensors (norm gains) are not.
+    Matrices are decayed; one-dimensional tensors (norm gains) are not. Muon takes the matrices
+    within blocks. Embeddings, whose rows are looked up one by one, and the head, whose rows are
+    classes, stay with AdamW, as do all tensors of one dimension.
     """
+    if cfg.name == "muon":
+        return _muon(model, cfg)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -32,8 +39,8 @@ def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
 def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     """Take the optimizer's step, unless `bad` (a () bool tensor) holds.
 
-    The fused kernel reads the flag on the device, so the host never waits for it. Where it is
-    set, weights, moments and the optimizer's own step count stay as they are, bit for bit.
+    The flag is read on the device, so the host never waits for it. Where it is set, weights,
+    moments and the optimizer's own step count stay as they are, bit for bit.
     """
     optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -57,6 +64,40 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
         for kind, tensor in sorted(optimizer.state[parameter].items()):
             tensors[f"optimizer.{kind}.{name}"] = tensor
     return tensors
+
+
+def _muon(model: nn.Module, cfg: Optimizer) -> Muon:
+    """Return Muon over the matrices of blocks, those of one shape together, and AdamW's rest."""
+    alike: dict[tuple[torch.Size, tuple[int, ...]], list[Tensor]] = defaultdict(list)
+    others: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and ".blocks." in name:
+            alike[parameter.shape, _pieces(model, name, parameter)].append(parameter)
+        else:
+            others[parameter.ndim >= 2].append(parameter)
+    return Muon(
+        [(pieces, parameters) for (_, pieces), parameters in alike.items()],
+        decayed=others[True],
+        undecayed=others[False],
+        lr=cfg.lr,
+        momentum=cfg.momentum,
+        betas=cfg.betas,
+        eps=cfg.eps,
+        weight_decay=cfg.weight_decay,
+    )
+
+
+def _pieces(model: nn.Module, name: str, parameter: Tensor) -> tuple[int, ...]:
+    """Return the rows of each matrix in a parameter: the fused Wqkv holds three, one on another.
+
+    Queries, keys and values are apart: they are three maps, fused only to be computed at once.
+    Orthogonalised together, one of them would get a smaller update because another has a larger.
+    """
+    attention, _, kind = name.removesuffix(".weight").rpartition(".")
+    if kind != "Wqkv":
+        return (parameter.shape[0],)
+    splits: list[int] = model.get_submodule(attention).splits  # type: ignore[assignment]
+    return tuple(splits)
 
 
 def _make_moments(optimizer: torch.optim.Optimizer) -> None:

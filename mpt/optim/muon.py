@@ -99,7 +99,7 @@ class Muon(torch.optim.Optimizer):
         decay = 1 - lr * group["weight_decay"]
         bad = None if self.found_inf is None else self.found_inf > 0
         for weight, update in zip(weights, updates, strict=True):
-            _assign(weight, weight * decay - scale * update, bad)
+            _assign(weight, (weight * decay).addcmul_(scale, update, value=-1), bad)
         for old, new in zip(momenta, new_momenta, strict=True):
             _assign(old, new, bad)
 
@@ -140,7 +140,10 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 def _assign(old: Tensor, new: Tensor, bad: Tensor | None) -> None:
     """Let `old` be `new`, unless that is bad; 0 * NaN is NaN, so there is a choice, no product."""
-    old.copy_(new if bad is None else torch.where(bad, old, new))
+    if bad is None:
+        old.copy_(new)
+    else:
+        torch.where(bad, old, new, out=old)
 
 
 def _scales(parameter: Tensor, pieces: tuple[int, ...]) -> Tensor:

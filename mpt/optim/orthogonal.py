@@ -15,8 +15,8 @@ EPS = 1e-7
 def orthogonalised(matrices: Tensor) -> Tensor:
     """Return U V^T for each U S V^T, nearly: (k, n, m) -> (k, n, m) bf16.
 
-    Products are summed in fp32 and rounded to bf16, whose range is that of fp32, so nothing here
-    over- or underflows; a matrix of zeros stays one, and one with a NaN becomes all NaN.
+    Products and the norm are summed in fp32, and bf16 has its range: entries may be of any size
+    whose squares are in it. A matrix of zeros stays one, and one with a NaN becomes all NaN.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.bfloat16()

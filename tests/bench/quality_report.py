@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def seconds_to(curve: Sequence[Sequence[float]], target: float) -> float:
 
     Infinite if it never does.
     """
-    for (before_s, before), (after_s, after) in zip(curve, curve[1:], strict=False):
+    for (before_s, before), (after_s, after) in pairwise(curve):
         if after <= target:
             part = (before - target) / (before - after) if before > target else 0.0
             return before_s + part * (after_s - before_s)

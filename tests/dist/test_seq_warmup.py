@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mpt.data.loader import documents
 from mpt.dist import Ranks
+from mpt.launch.pulse import Phase
 from mpt.model.network import MPT
 from mpt.objective import next_token_loss
 from mpt.optim import build_optimizer
@@ -18,7 +19,7 @@ from mpt.recipe import Recipe
 from mpt.recipe.train import Optimizer, SeqWarmup
 from mpt.state import IGNORE, Microbatch
 from mpt.train.step import train_step
-from tests.dist.running import DONE, STOPPED, Phase, assert_one_pass, final, prepared, run
+from tests.dist.running import DONE, STOPPED, assert_one_pass, final, prepared, run
 from tests.dist.test_step import share_of
 from tests.tiny_model import TINY, sharded, weights_of
 from tests.world import on_ranks

@@ -11,15 +11,20 @@ from mpt.optim.muon import Muon
 from mpt.recipe.train import Optimizer
 
 
-def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, cfg: Optimizer, dtype: torch.dtype = torch.bfloat16
+) -> torch.optim.Optimizer:
     """Return the optimizer over the sharded parameters, its moments already there (zero).
 
     Matrices are decayed; one-dimensional tensors (norm gains) are not. Muon takes the matrices
     within blocks. Embeddings, whose rows are looked up one by one, and the head, whose rows are
     classes, stay with AdamW, as do all tensors of one dimension.
+
+    Args:
+        dtype: that training computes in, and Muon's products too. Weights and moments are fp32.
     """
     if cfg.name == "muon":
-        return _muon(model, cfg)
+        return _muon(model, cfg, dtype)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -66,7 +71,7 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     return tensors
 
 
-def _muon(model: nn.Module, cfg: Optimizer) -> Muon:
+def _muon(model: nn.Module, cfg: Optimizer, dtype: torch.dtype) -> Muon:
     """Return Muon over the matrices of blocks, those of one shape together, and AdamW's rest."""
     alike: dict[tuple[torch.Size, tuple[int, ...]], list[Tensor]] = defaultdict(list)
     others: dict[bool, list[Tensor]] = {True: [], False: []}
@@ -84,6 +89,7 @@ def _muon(model: nn.Module, cfg: Optimizer) -> Muon:
         betas=cfg.betas,
         eps=cfg.eps,
         weight_decay=cfg.weight_decay,
+        dtype=dtype,
     )
 
 

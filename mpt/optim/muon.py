@@ -1,8 +1,8 @@
 """Muon: the update of a matrix is its momentum, made orthogonal; AdamW for all that is none.
 
 Source:
-    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the arithmetic, to the dtype of
-    each product, is that of `torch.optim.Muon`, which knows nothing of sharded parameters.
+    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the arithmetic is that of
+    `torch.optim.Muon`, which knows nothing of sharded parameters.
     Scale of the update: Liu et al. 2025 (Moonlight), arXiv:2502.16982, section 2.2.
 """
 
@@ -49,7 +49,13 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
+        dtype: torch.dtype,
     ) -> None:
+        """Begin with moments of zero.
+
+        Args:
+            dtype: of what is exchanged and multiplied; bf16 is enough, where it is fast.
+        """
         groups: list[dict[str, Any]] = [
             {"params": parameters, "pieces": pieces, "weight_decay": weight_decay}
             for pieces, parameters in matrices
@@ -60,6 +66,7 @@ class Muon(torch.optim.Optimizer):
             if parameters
         ]
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
+        self._dtype = dtype
         self._exchanges = []
         first = 0
         for group in self.param_groups:
@@ -90,7 +97,9 @@ class Muon(torch.optim.Optimizer):
 
         new_momenta = torch._foreach_lerp(momenta, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, new_momenta, momentum)  # Nesterov's
-        whole = exchange.to_owners([rows.bfloat16() for rows in ahead])  # (mine, rows, columns)
+        whole = exchange.to_owners(
+            [rows.to(self._dtype) for rows in ahead]
+        )  # (mine, rows, columns)
         # Each owner makes its own matrices orthogonal, piece by piece.
         pieces = whole.split(group["pieces"], dim=1)
         updates = exchange.to_holders(torch.cat([orthogonalised(p) for p in pieces], dim=1))

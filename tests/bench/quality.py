@@ -9,8 +9,8 @@ Both train the same shape from scratch on the same samples, each as its own comm
 evaluated afterwards, all by one function, on text that neither has seen. The quality to come to is
 what the Trainer ends with, at the best rate and batch that `--grid` found.
 
-Trainings that are in `--root` already are not run again, so that a long one can be interrupted;
-what is measured is kept in quality.json, from which quality.md and quality.png are made.
+Trainings of grid and ablation that are in `--root` already are not run again; those of `--final`
+are. What is measured is kept in quality.json, from which quality.md and quality.png are made.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ USUAL_RATE = 6e-4
 BATCH, BEST_RATE = 8, 2e-3
 """Of `--grid`."""
 
+HALF = "half of the steps"
 PLAIN: dict[str, Any] = {
     "train.global_batch_size": 8,
     "train.seq_warmup": None,
@@ -46,40 +47,37 @@ PLAIN: dict[str, Any] = {
 """Ours, with nothing of what is new."""
 SWITCHES: dict[str, dict[str, Any]] = {
     "Muon": {"optimizer.name": "muon", "optimizer.lr": 8e-3},
-    "short samples first": {"train.seq_warmup": {"start": 64, "steps": 150}},
-    "stable, then decay to zero": {
-        "schedule": {"name": "wsd", "warmup_steps": 20, "final": 0.0, "decay_steps": 150}
+    "short samples first": {"train.seq_warmup": {"start": 32, "steps": HALF}},
+    "stable, then down to zero": {
+        "schedule": {"name": "wsd", "warmup_steps": 20, "final": 0.0, "decay_steps": HALF}
     },
 }
-FULL = PLAIN | {key: value for change in SWITCHES.values() for key, value in change.items()}
-STEPS = 450
-"""Of ours, with which it comes to where the Trainer ends."""
-SHORT = 300
-"""Of each row of the ablation."""
+ALL = PLAIN | {key: value for change in SWITCHES.values() for key, value in change.items()}
+STEPS, SHORT = 600, 300
+"""Of ours, with which it comes to where the Trainer ends; and of each row of the ablation."""
 
 
 def measured(lab: Lab, arguments: argparse.Namespace, found: dict[str, Any]) -> None:
     """Run what is asked for, and put it into `found`."""
     if arguments.grid:
-        points = [(rate, 16) for rate in (USUAL_RATE, 1e-3, 2e-3, 4e-3)]
-        points += [(rate, 8) for rate in (1e-3, 2e-3)]
+        points = [(rate, 8) for rate in (USUAL_RATE, 1e-3, 2e-3)]
+        points += [(rate, 16) for rate in (1e-3, 2e-3, 4e-3)]
         found["grid"] = [asdict(lab.trainer(rate, batch, TOKENS)) for rate, batch in points]
     if arguments.ablation:
-        rows = {"plain": PLAIN, "all": FULL}
+        rows = {"plain": PLAIN, "all": ALL}
         rows |= {f"plain, with {name}": PLAIN | change for name, change in SWITCHES.items()}
         rows |= {
-            f"all, without {name}": FULL | {key: PLAIN[key] for key in change}
+            f"all, without {name}": ALL | {key: PLAIN[key] for key in change}
             for name, change in SWITCHES.items()
         }
-        found["ablation"] = [asdict(lab.ours(name, way, SHORT)) for name, way in rows.items()]
-        found["twice"] = [
-            asdict(lab.ours(name, way, 2 * SHORT)) for name, way in list(rows.items())[:2]
-        ]
+        ways = [(name, of_length(way, SHORT), SHORT) for name, way in rows.items()]
+        ways.append(("all, for longer", of_length(ALL, STEPS), STEPS))
+        found["ablation"] = [asdict(lab.ours(*way)) for way in ways if arguments.only in way[0]]
     if arguments.final:
         found["final"] = [
             {
-                "trainer": asdict(lab.trainer(BEST_RATE, BATCH, TOKENS, seed)),
-                "ours": asdict(lab.ours("ours", FULL, STEPS, seed)),
+                "trainer": asdict(lab.trainer(BEST_RATE, BATCH, TOKENS, seed, anew=True)),
+                "ours": asdict(lab.ours("ours", of_length(ALL, STEPS), STEPS, seed, anew=True)),
             }
             for seed in range(17, 17 + arguments.repeats)
         ]
@@ -91,10 +89,22 @@ def measured(lab: Lab, arguments: argparse.Namespace, found: dict[str, Any]) -> 
     }
 
 
+def of_length(way: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return a way of training with its shares of the run in steps."""
+
+    def counted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: counted(inner) for key, inner in value.items()}
+        return steps // 2 if value == HALF else value
+
+    return {key: counted(value) for key, value in way.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for what in ("--grid", "--ablation", "--final"):
         parser.add_argument(what, action="store_true")
+    parser.add_argument("--only", default="", help="rows of the ablation whose names have this")
     parser.add_argument("--repeats", type=int, default=2, help="of --final, each with a seed")
     parser.add_argument("--root", type=Path, default=Path("build/quality"), help="of data and runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="of what is found")

@@ -77,7 +77,9 @@ class Lab:
         }
         _call([*MPT_COMMAND, "data", "prepare", TINY, *_overrides(self._data)])
 
-    def ours(self, name: str, changes: Mapping[str, Any], steps: int, seed: int = 17) -> Run:
+    def ours(
+        self, name: str, changes: Mapping[str, Any], steps: int, seed: int = 17, anew: bool = False
+    ) -> Run:
         """Train by `mpt train`, with changes of tiny's recipe."""
         settings = {
             "train.steps": steps,
@@ -90,7 +92,7 @@ class Lab:
         }
         overrides = _overrides(self._data | dict(changes) | settings)
         out = self._root / "ours" / f"{name}-{steps}-{seed}".replace(" ", "_")
-        took = _once(out, [*MPT_COMMAND, "train", TINY, *overrides, "--run-dir", out])
+        took = _run(out, [*MPT_COMMAND, "train", TINY, *overrides, "--run-dir", out], anew)
         at = _seconds_at(out / "metrics.jsonl", took["began"])
         curve = []
         for directory in reversed(committed(out / "checkpoints")):
@@ -109,7 +111,9 @@ class Lab:
             curve=curve,
         )
 
-    def trainer(self, rate: float, batch: int, tokens: int, seed: int = 17) -> Run:
+    def trainer(
+        self, rate: float, batch: int, tokens: int, seed: int = 17, anew: bool = False
+    ) -> Run:
         """Train by transformers' Trainer."""
         model = self._model()
         steps = tokens // (batch * model.max_seq_len)
@@ -134,7 +138,7 @@ class Lab:
             },
         }
         module = [sys.executable, "-m", "tests.bench.quality_trainer"]
-        took = _once(out, [*module, json.dumps(settings)])
+        took = _run(out, [*module, json.dumps(settings)], anew)
         marks = json.loads((out / "marks.json").read_text())
         files = {mark["step"]: out / f"step-{mark['step']:06d}.safetensors" for mark in marks}
         curve = [(m["wall_s"], self._bits_per_byte(load_file(files[m["step"]]))) for m in marks]
@@ -194,10 +198,10 @@ def muon_flops(cfg: Recipe) -> float:
     return float(total)
 
 
-def _once(out: Path, command: list[Any]) -> dict[str, float]:
-    """Return when a training began and what it took; it is run if it has never come to its end."""
+def _run(out: Path, command: list[Any], anew: bool) -> dict[str, float]:
+    """Return when a training began and what it took; it is run if it never was to its end."""
     path = out / "took.json"
-    if not path.exists():
+    if anew or not path.exists():
         shutil.rmtree(out, ignore_errors=True)
         took = _call(command)
         path.write_text(json.dumps(took))

@@ -25,16 +25,6 @@ def seconds_to(curve: Sequence[Sequence[float]], target: float) -> float:
     return math.inf
 
 
-def tokens_to(runs: Sequence[Measured], target: float) -> float:
-    """Return the tokens with which a way of training ends at the target, from whole runs of it.
-
-    Between two lengths, and a little beyond, bits per byte fall evenly with the logarithm.
-    """
-    (a, b) = sorted(runs, key=lambda run: float(run["tokens"]))
-    slope = (b["bits_per_byte"] - a["bits_per_byte"]) / math.log(b["tokens"] / a["tokens"])
-    return float(a["tokens"]) * math.exp((target - a["bits_per_byte"]) / slope)
-
-
 def write(found: dict[str, Any], out: Path) -> None:
     """Write quality.md, and quality.png where there is something to draw."""
     lines = ["# Time to quality", ""]
@@ -50,9 +40,8 @@ def write(found: dict[str, Any], out: Path) -> None:
         draw(found["final"], out / "quality.png")
     if "grid" in found:
         lines += _grid(found["grid"])
-    if "ablation" in found and "final" in found:
-        target = statistics.fmean(p["trainer"]["bits_per_byte"] for p in found["final"])
-        lines += _ablation(found["ablation"], target)
+    if "ablation" in found:
+        lines += _ablation(found["ablation"])
     notes = out / "quality_notes.md"
     text = "\n".join(lines) + "\n" + (notes.read_text() if notes.exists() else "")
     (out / "quality.md").write_text(text)
@@ -97,32 +86,38 @@ def _grid(runs: Sequence[Measured]) -> list[str]:
     ]
 
 
-def _ablation(runs: Sequence[Measured], target: float) -> list[str]:
-    ways: dict[str, list[Measured]] = {}
-    for run in runs:
-        ways.setdefault(run["name"], []).append(run)
+def _ablation(runs: Sequence[Measured]) -> list[str]:
+    """Say what each way costs for the same quality.
+
+    Bits per byte at the end of a run fall evenly with the logarithm of its tokens: how fast, the
+    same way at two lengths says.
+    """
+    by_name = {run["name"]: run for run in runs}
+    if not {"plain", "all", "all, for longer"} <= by_name.keys():
+        return []
+    plain, short, long = by_name["plain"], by_name["all"], by_name.pop("all, for longer")
+    slope = (long["bits_per_byte"] - short["bits_per_byte"]) / math.log(
+        long["tokens"] / short["tokens"]
+    )
     lines = [
         "",
         "## What each switch brings",
         "",
-        f"Each way at two lengths. Tokens, CPU seconds and FLOPs to {target:.4f} bits per byte are "
-        "read off between them, or a little beyond, on a straight line over the logarithm of "
-        "tokens.",
+        f"{short['steps']} steps of {short['tokens'] // short['steps']:,} tokens each. *Worth*: "
+        "how many times fewer tokens, FLOPs and CPU seconds (start-up included) it takes for the "
+        "same quality than plain AdamW with a cosine; bits per byte are turned into tokens by what "
+        f"twice the tokens bring the whole set, {-slope * math.log(2):.3f}.",
         "",
-        "| | bits/byte, short | long | tokens to it | CPU, s | FLOPs | x CPU of plain |",
+        "| | bits/byte | FLOPs | CPU, s | worth: tokens | FLOPs | CPU |",
         "|---" * 7 + "|",
     ]
-    plain_s = 0.0
-    for name, pair in ways.items():
-        short, long = sorted(pair, key=lambda run: float(run["tokens"]))
-        tokens = tokens_to(pair, target)
-        rate = (long["cpu_s"] - short["cpu_s"]) / (long["tokens"] - short["tokens"])
-        cpu_s = short["cpu_s"] + rate * (tokens - short["tokens"])
-        flops = tokens * long["flops"] / long["tokens"]
-        plain_s = plain_s or cpu_s
+    for name, run in by_name.items():
+        fewer = math.exp((run["bits_per_byte"] - plain["bits_per_byte"]) / slope)
+        worth = [fewer, *(fewer * plain[key] / run[key] for key in ("flops", "cpu_s"))]
         lines.append(
-            f"| {name} | {short['bits_per_byte']:.4f} | {long['bits_per_byte']:.4f} | "
-            f"{tokens:,.0f} | {cpu_s:.0f} | {flops:.2e} | {plain_s / cpu_s:.2f} |"
+            f"| {name} | {run['bits_per_byte']:.4f} | {run['flops']:.2e} | {run['cpu_s']:.0f} | "
+            + " | ".join(f"{value:.2f}" for value in worth)
+            + " |"
         )
     return lines
 

@@ -153,8 +153,10 @@ def test_singular_values_end_near_one_whatever_the_scale() -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in ((2, 24, 24), (2, 40, 12), (2, 12, 40)):
         matrices = torch.randn(shape, generator=generator)
-        for factor in (1e-6, 1.0, 1e15):
-            values = torch.linalg.svdvals(orthogonalised(matrices * factor).float())
+        for factor, dtype in ((1e-6, torch.bfloat16), (1.0, torch.float32), (1e15, torch.bfloat16)):
+            found = orthogonalised((matrices * factor).to(dtype))
+            assert found.dtype == dtype
+            values = torch.linalg.svdvals(found.float())
             assert 0.1 < values.min() < values.max() < 1.3, (shape, factor)
             assert 0.7 < values.median() < 1.1, (shape, factor)
     assert not orthogonalised(torch.zeros(1, 4, 4)).any()

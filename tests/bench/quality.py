@@ -40,11 +40,12 @@ HALF = "half of the steps"
 PLAIN: dict[str, Any] = {
     "train.global_batch_size": 8,
     "train.seq_warmup": None,
+    "model.init_config": {"name": "baseline_", "init_std": 0.02},
     "optimizer.name": "adamw",
     "optimizer.lr": 2e-3,
     "schedule": {"name": "cosine", "warmup_steps": 20, "final": 0.1},
 }
-"""Ours, with nothing of what is new."""
+"""Ours, with the Trainer's own settings: its rate, batch and spread of first weights."""
 SWITCHES: dict[str, dict[str, Any]] = {
     "Muon": {"optimizer.name": "muon", "optimizer.lr": 8e-3},
     "short samples first": {"train.seq_warmup": {"start": 32, "steps": HALF}},
@@ -53,7 +54,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     },
 }
 ALL = PLAIN | {key: value for change in SWITCHES.values() for key, value in change.items()}
-STEPS, SHORT = 600, 300
+STEPS, SHORT = 360, 200
 """Of ours, with which it comes to where the Trainer ends; and of each row of the ablation."""
 
 
@@ -70,8 +71,9 @@ def measured(lab: Lab, arguments: argparse.Namespace, found: dict[str, Any]) -> 
             f"all, without {name}": ALL | {key: PLAIN[key] for key in change}
             for name, change in SWITCHES.items()
         }
+        rows["all, from weights of kaiming_normal_"] = ALL | {"model.init_config": {}}
         ways = [(name, of_length(way, SHORT), SHORT) for name, way in rows.items()]
-        ways.append(("all, for longer", of_length(ALL, STEPS), STEPS))
+        ways.append(("all, for longer", of_length(ALL, 2 * SHORT), 2 * SHORT))
         found["ablation"] = [asdict(lab.ours(*way)) for way in ways if arguments.only in way[0]]
     if arguments.final:
         found["final"] = [

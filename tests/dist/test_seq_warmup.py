@@ -101,3 +101,8 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert ends == [STOPPED] * 3 + [DONE]
     assert final(tmp_path / "stopped") == final(tmp_path / "whole")
     assert_one_pass(tmp_path / "stopped")
+
+    uncut = replace(cfg, train=replace(cfg.train, seq_warmup=None))
+    assert run(uncut, tmp_path / "uncut", nproc=2) == [DONE]
+    assert final(tmp_path / "uncut")[0] != final(tmp_path / "whole")[0], "samples were cut"
+    assert final(tmp_path / "uncut")[1].tokens == final(tmp_path / "whole")[1].tokens

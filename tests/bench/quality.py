@@ -76,10 +76,11 @@ def measured(lab: Lab, arguments: argparse.Namespace, found: dict[str, Any]) -> 
         ways.append(("all, for longer", of_length(ALL, 2 * SHORT), 2 * SHORT))
         found["ablation"] = [asdict(lab.ours(*way)) for way in ways if arguments.only in way[0]]
     if arguments.final:
+        tokens, steps = TOKENS // arguments.shrink, STEPS // arguments.shrink
         found["final"] = [
             {
-                "trainer": asdict(lab.trainer(BEST_RATE, BATCH, TOKENS, seed, anew=True)),
-                "ours": asdict(lab.ours("ours", of_length(ALL, STEPS), STEPS, seed, anew=True)),
+                "trainer": asdict(lab.trainer(BEST_RATE, BATCH, tokens, seed, anew=True)),
+                "ours": asdict(lab.ours("ours", of_length(ALL, steps), steps, seed, anew=True)),
             }
             for seed in range(17, 17 + arguments.repeats)
         ]
@@ -108,6 +109,7 @@ def main() -> None:
         parser.add_argument(what, action="store_true")
     parser.add_argument("--only", default="", help="rows of the ablation whose names have this")
     parser.add_argument("--repeats", type=int, default=2, help="of --final, each with a seed")
+    parser.add_argument("--shrink", type=int, default=1, help="--final, to see that it works")
     parser.add_argument("--root", type=Path, default=Path("build/quality"), help="of data and runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="of what is found")
     arguments = parser.parse_args()

@@ -39,7 +39,7 @@ TINY = ROOT / "recipes" / "tiny.yaml"
 MPT_COMMAND = [sys.executable, "-m", "mpt.cli.main"]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 POINTS = 8
-"""Of a curve."""
+"""Of the curve of a training that is run anew; of others the end alone is looked at."""
 NEWTON_SCHULZ = 5
 """Steps of Muon's."""
 
@@ -95,7 +95,7 @@ class Lab:
         took = _run(out, [*MPT_COMMAND, "train", TINY, *overrides, "--run-dir", out], anew)
         at = _seconds_at(out / "metrics.jsonl", took["began"])
         curve = []
-        for directory in reversed(committed(out / "checkpoints")):
+        for directory in reversed(committed(out / "checkpoints")[: POINTS if anew else 1]):
             weights = open_weights(directory)
             read = {key: weights.read(key) for key in weights.shapes}
             curve.append((at[step_of(directory)], self._bits_per_byte(read)))
@@ -141,7 +141,8 @@ class Lab:
         took = _run(out, [*module, json.dumps(settings)], anew)
         marks = json.loads((out / "marks.json").read_text())
         files = {mark["step"]: out / f"step-{mark['step']:06d}.safetensors" for mark in marks}
-        curve = [(m["wall_s"], self._bits_per_byte(load_file(files[m["step"]]))) for m in marks]
+        wanted = marks if anew else marks[-1:]
+        curve = [(m["wall_s"], self._bits_per_byte(load_file(files[m["step"]]))) for m in wanted]
         return Run(
             name=f"rate {rate:g}, batch {batch}",
             steps=steps,

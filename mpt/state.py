@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,10 +126,11 @@ class Microbatch:
         Every target stays: the last token of a piece has the first of the next as its own.
         """
         documents = self.documents
-        return Microbatch(
-            self.tokens.view(-1, length),
-            self.targets.view(-1, length),
-            None if documents is None else documents.view(-1, length),
+        return replace(
+            self,
+            tokens=self.tokens.view(-1, length),
+            targets=self.targets.view(-1, length),
+            documents=None if documents is None else documents.view(-1, length),
         )
 
 

@@ -93,9 +93,9 @@ def _ablation(runs: Sequence[Measured]) -> list[str]:
     same way at two lengths says.
     """
     by_name = {run["name"]: run for run in runs}
-    if not {"plain", "all", "all, for longer"} <= by_name.keys():
+    if not {"plain", "Muon", "Muon, for longer"} <= by_name.keys():
         return []
-    plain, short, long = by_name["plain"], by_name["all"], by_name.pop("all, for longer")
+    plain, short, long = by_name["plain"], by_name["Muon"], by_name.pop("Muon, for longer")
     slope = (long["bits_per_byte"] - short["bits_per_byte"]) / math.log(
         long["tokens"] / short["tokens"]
     )
@@ -106,7 +106,7 @@ def _ablation(runs: Sequence[Measured]) -> list[str]:
         f"{short['steps']} steps of {short['tokens'] // short['steps']:,} tokens each. *Worth*: "
         "how many times fewer tokens, FLOPs and CPU seconds (start-up included) it takes for the "
         "same quality than plain AdamW with a cosine; bits per byte are turned into tokens by what "
-        f"twice the tokens bring the whole set, {-slope * math.log(2):.3f}.",
+        f"twice the tokens bring Muon, {-slope * math.log(2):.3f}.",
         "",
         "| | bits/byte | FLOPs | CPU, s | worth: tokens | FLOPs | CPU |",
         "|---" * 7 + "|",

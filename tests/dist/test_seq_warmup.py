@@ -17,7 +17,7 @@ from mpt.objective import next_token_loss
 from mpt.optim import build_optimizer
 from mpt.recipe import Recipe
 from mpt.recipe.train import Optimizer, SeqWarmup
-from mpt.state import IGNORE, Microbatch
+from mpt.state import IGNORE, BadSample, Microbatch
 from mpt.train.step import train_step
 from tests.dist.running import DONE, STOPPED, assert_one_pass, final, prepared, run
 from tests.dist.test_step import share_of
@@ -42,7 +42,9 @@ def test_a_cut_keeps_tokens_targets_and_documents_in_order() -> None:
     targets = tokens + 1
     targets[:, -1] = IGNORE
     apart = torch.from_numpy(documents(tokens.numpy() % 5, 0))
-    pieces = Microbatch(tokens, targets, apart).cut(4)
+    bad = (BadSample("c4", "shard", 1, "not a token"),)
+    pieces = Microbatch(tokens, targets, apart, bad).cut(4)
+    assert pieces.skipped == bad
     assert pieces.tokens.shape == (8, 4)
     assert torch.equal(pieces.tokens.flatten(), tokens.flatten())
     assert torch.equal(pieces.targets.flatten(), targets.flatten())

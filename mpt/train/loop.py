@@ -138,7 +138,8 @@ def _take_step(
     data_wait_s = time.perf_counter() - asked
     services.bad_samples.report(state.step + 1, microbatches)
     length = cfg.train.sequence_length(state.step, cfg.model.max_seq_len)
-    microbatches = [whole.cut(length) for whole in microbatches]
+    if length < cfg.model.max_seq_len:
+        microbatches = [whole.cut(length) for whole in microbatches]
     lr = learning_rate(cfg.schedule, cfg.optimizer.lr, state.step, cfg.train.steps)
     set_learning_rate(optimizer, lr)
     torch.manual_seed(dropout_seed(cfg.seed, state.step, ranks.rank))

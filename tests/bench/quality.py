@@ -63,7 +63,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "Muon, from weights of kaiming_normal_": OURS | {"model.init_config": {}},
 }
 LONGER = "Muon, for longer"
-STEPS, SHORT = 360, 200
+STEPS, SHORT = 340, 200
 """Of ours, with which it comes to where the Trainer ends; and of each row of the ablation."""
 
 

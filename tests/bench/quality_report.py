@@ -64,11 +64,16 @@ def _final(pairs: Sequence[dict[str, Measured]]) -> list[str]:
         for name in ("trainer", "ours"):
             run = pair[name]
             cells = [f"{number + 1}", name, f"{run['steps']:,}", f"{run['tokens']:,}"]
-            cells += [f"{run['bits_per_byte']:.4f}", f"{run['wall_s']:.0f}", f"{run['cpu_s']:.0f}"]
+            wall = "-" if run["wall_s"] is None else f"{run['wall_s']:.0f}"
+            cells += [f"{run['bits_per_byte']:.4f}", wall, f"{run['cpu_s']:.0f}"]
             cells.append(f"{run['flops']:.2e}")
-            ratios = [pair["trainer"][key] / run[key] for key in keys]
-            cells += [f"**{r:.2f}**" for r in ratios] if name == "ours" else [""] * 3
+            for key in keys:
+                both = run[key] is not None and name == "ours"
+                cells.append(f"**{pair['trainer'][key] / run[key]:.2f}**" if both else "")
             lines.append("| " + " | ".join(cells) + " |")
+    if any(run["wall_s"] is None for pair in pairs for run in pair.values()):
+        lines += ["", "No wall clock: both ran beside other work, and not at the same time."]
+        return lines
     lines.append("")
     for number, pair in enumerate(pairs):
         target = pair["trainer"]["bits_per_byte"]
@@ -139,7 +144,8 @@ def draw(pairs: Sequence[dict[str, Measured]], path: Path) -> None:
             axes.plot(seconds, bits, "o-", color=colour, markersize=3, linewidth=1.5, label=label)
     target = statistics.fmean(pair["trainer"]["bits_per_byte"] for pair in pairs)
     axes.axhline(target, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("seconds since the command, one core")
+    walls = all(run["wall_s"] is not None for pair in pairs for run in pair.values())
+    axes.set_xlabel(f"{'' if walls else 'CPU '}seconds since the command, one core")
     axes.set_ylabel("held-out bits per byte")
     axes.set_ylim(top=min(2.6, axes.get_ylim()[1]))
     axes.set_xlim(left=0)

@@ -17,6 +17,7 @@ from mpt.recipe.activations import Recompute
 
 from . import render
 from .data import watch_progress
+from .prospect import Prospect
 
 if TYPE_CHECKING:
     from mpt.recipe import Recipe
@@ -141,7 +142,7 @@ def init(
     print(f"mpt: next: mpt train {path}", file=sys.stderr)
 
 
-def _prospects(cfg: Recipe, run_dir: Path) -> list[render.Prospect]:
+def _prospects(cfg: Recipe, run_dir: Path) -> list[Prospect]:
     """Return how the recipe is run on this machine, and on GPUs if it has none."""
     from mpt.launch.plan import count_gpus, first_gpu, n_workers
     from mpt.recipe.budget import plan
@@ -155,7 +156,7 @@ def _prospects(cfg: Recipe, run_dir: Path) -> list[render.Prospect]:
     n_local = n_workers(cfg.launch.nproc, n_gpus)
     world_size = n_local * cfg.launch.max_nodes
 
-    def prospect(machine: Machine) -> render.Prospect:
+    def prospect(machine: Machine) -> Prospect:
         chosen = fit(cfg, machine, world_size)
         here = premises(cfg, machine, world_size)
         by = "estimate" if cfg.train.microbatch_size == "auto" else "recipe"
@@ -170,7 +171,7 @@ def _prospects(cfg: Recipe, run_dir: Path) -> list[render.Prospect]:
         plans = [
             plan(cfg, world_size, attention, how, replicas, beside) for how in get_args(Recompute)
         ]
-        return render.Prospect(machine, chosen, by, plans)
+        return Prospect(machine, chosen, by, plans)
 
     if n_gpus:
         return [prospect(first_gpu(n_local))]

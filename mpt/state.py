@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -119,6 +119,19 @@ class Microbatch:
     """(B, S) int64, if documents in a sample do not see each other: which one each token is of."""
     skipped: tuple[BadSample, ...] = ()
     """Samples whose place is empty: it has no targets."""
+
+    def cut(self, length: int) -> Microbatch:
+        """Return the same tokens as samples of `length`: (B, S) -> (B S / length, length).
+
+        Every target stays: the last token of a piece has the first of the next as its own.
+        """
+        documents = self.documents
+        return replace(
+            self,
+            tokens=self.tokens.view(-1, length),
+            targets=self.targets.view(-1, length),
+            documents=None if documents is None else documents.view(-1, length),
+        )
 
 
 class Loss(NamedTuple):

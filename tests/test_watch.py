@@ -37,7 +37,7 @@ def watch_in(
         cfg=Health(),
         samples_per_step=6,
         tokens_per_step=60,
-        flops_per_token=1.0,
+        flops_per_token=lambda step: 1.0,
         peak_flops=1.0,
         steps=STEPS,
         checkpoint=None,

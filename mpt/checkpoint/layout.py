@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -252,11 +252,6 @@ def model_of(directory: Path, manifest: Manifest) -> Model:
     except RecipeError as error:
         raise CheckpointError(f"{directory / MANIFEST}: not a model: {error}") from error
     return model
-
-
-def to_delete(steps: Iterable[int], keep: int) -> list[int]:
-    """Return the steps whose checkpoints retention gives up: all but the newest `keep`."""
-    return sorted(steps, reverse=True)[keep:]
 
 
 def _checkpoints_at(path: Path) -> list[Path]:

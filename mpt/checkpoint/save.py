@@ -28,8 +28,8 @@ from mpt.checkpoint.layout import (
     shard_name,
     step_directory,
     step_of,
-    to_delete,
 )
+from mpt.checkpoint.retain import to_delete
 from mpt.checkpoint.snapshot import Snapshot
 from mpt.checkpoint.tensors import write_tensors
 from mpt.dist import Ranks, any_rank

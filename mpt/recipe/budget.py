@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 from mpt.recipe.activations import (
     BYTES,
@@ -15,7 +16,15 @@ from mpt.recipe.activations import (
 )
 from mpt.recipe.model import Model
 from mpt.recipe.recipe import Recipe
-from mpt.recipe.size import block_parameters, kinds, n_parameters, reach, root_parameters
+from mpt.recipe.size import (
+    block_parameters,
+    kinds,
+    matrix_parameters,
+    n_parameters,
+    reach,
+    root_parameters,
+)
+from mpt.recipe.train import OptimizerName
 from mpt.recipe.unusual import unusual
 
 __all__ = [
@@ -33,14 +42,11 @@ __all__ = [
     "kept_gathered_bytes",
     "n_parameters",
     "plan",
+    "saved_bytes",
     "state_bytes_per_rank",
+    "total_flops",
     "whole_gradient_bytes",
 ]
-
-_STATE_BYTES = 4 + 4 + 4 + 4
-"""Per parameter: master weight, two moments, gradient, each fp32."""
-_SAVED_BYTES = 4 + 4 + 4
-"""Per parameter in a checkpoint: master weight and two moments."""
 
 
 def flops_per_token(model: Model) -> float:
@@ -70,20 +76,46 @@ def causal_flops_per_token(model: Model) -> float:
     return 6.0 * _n_multiplying(model) + 12.0 * model.q_width * seen
 
 
+def total_flops(recipe: Recipe) -> float:
+    """Return the FLOPs of the whole run; while samples are cut, a token sees fewer others."""
+    model, train = recipe.model, recipe.train
+    tokens_per_step = train.global_batch_size * model.max_seq_len
+    lengths = Counter(
+        train.sequence_length(step, model.max_seq_len) for step in range(train.warming)
+    )
+    lengths[model.max_seq_len] += train.steps - train.warming
+    return tokens_per_step * sum(
+        n * flops_per_token(replace(model, max_seq_len=length)) for length, n in lengths.items()
+    )
+
+
 def _n_multiplying(model: Model) -> int:
     rows = 0 if model.tie_word_embeddings else model.vocab_size
     rows += model.max_seq_len if model.learned_pos_emb else 0
     return n_parameters(model) - rows * model.d_model
 
 
-def state_bytes_per_rank(model: Model, n_shards: int) -> int:
+def saved_bytes(model: Model, optimizer: OptimizerName = "adamw") -> int:
+    """Return the bytes of a checkpoint: weights and moments, each fp32.
+
+    AdamW has two moments of a parameter. Muon has one of those that it takes, the matrices within
+    blocks; the others are AdamW's.
+    """
+    words = 3 * n_parameters(model)
+    if optimizer == "muon":
+        words -= sum(n * matrix_parameters(model, layer) for layer, n in kinds(model).items())
+    return BYTES["fp32"] * words
+
+
+def state_bytes_per_rank(model: Model, n_shards: int, optimizer: OptimizerName = "adamw") -> int:
     """Return the bytes of training state that a rank holds, activations aside.
 
-    Weights, moments and gradients are 16 bytes a parameter over `n_shards`, the ranks that one
-    copy of the model is sharded over. On top comes the bf16 working copy of what is gathered at
-    one time: the largest block, and what lies outside of blocks.
+    Weights, moments and gradients, with AdamW 16 bytes a parameter, over `n_shards`, the ranks
+    that one copy of the model is sharded over. On top comes the bf16 working copy of what is
+    gathered at one time: the largest block, and what lies outside of blocks.
     """
-    sharded = -(-_STATE_BYTES * n_parameters(model) // n_shards)
+    state = saved_bytes(model, optimizer) + BYTES["fp32"] * n_parameters(model)  # gradients
+    sharded = -(-state // n_shards)
     return sharded + BYTES["bf16"] * (_largest_block(model) + root_parameters(model))
 
 
@@ -164,7 +196,7 @@ class Plan:
     """Saved over the run, the last step included."""
     n_checkpoints_kept: int
     bytes_per_checkpoint: int
-    """Weights and two moments in fp32: 12 bytes a parameter."""
+    """Weights and moments in fp32."""
 
 
 def plan(
@@ -193,7 +225,7 @@ def plan(
         recompute = train.activation_checkpointing
     if train.replicas != "auto":
         replicas = train.replicas
-    state = state_bytes_per_rank(model, world_size // replicas)
+    state = state_bytes_per_rank(model, world_size // replicas, recipe.optimizer.name)
     activations = activation_bytes(model, microbatch_size, precision, attention, recompute)
     tokens_per_step = train.global_batch_size * model.max_seq_len
     total_tokens = train.steps * tokens_per_step
@@ -207,7 +239,7 @@ def plan(
         steps=train.steps,
         total_tokens=total_tokens,
         flops_per_token=flops_per_token(model),
-        total_flops=flops_per_token(model) * total_tokens,
+        total_flops=total_flops(recipe),
         state_bytes_per_rank=state,
         microbatch_size=microbatch_size,
         precision=precision,
@@ -217,5 +249,5 @@ def plan(
         memory_bytes_per_rank=state + activations + beside_bytes,
         n_checkpoints=n_checkpoints,
         n_checkpoints_kept=min(n_checkpoints, recipe.checkpoint.keep),
-        bytes_per_checkpoint=_SAVED_BYTES * n_parameters(model),
+        bytes_per_checkpoint=saved_bytes(model, recipe.optimizer.name),
     )

@@ -56,6 +56,16 @@ class Recipe:
 
     def _across_sections(self) -> Iterator[Problem]:
         held_out = self.data.eval
+        warmup, longest = self.train.seq_warmup, self.model.max_seq_len
+        if warmup is not None and warmup.start >= 1:
+            times, rest = divmod(longest, warmup.start)
+            if rest or times < 2 or times & (times - 1):
+                yield Problem(
+                    "train.seq_warmup.start",
+                    f"{warmup.start} doubled again and again does not come to "
+                    f"model.max_seq_len {longest}.",
+                    f"use {longest} divided by 2, 4, 8, ...",
+                )
         for name, stream in self.data.streams.items():
             if held_out is not None and held_out.path == stream.path:
                 yield Problem("data.eval.path", f"is also the path of the stream {name!r}.")

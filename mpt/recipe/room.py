@@ -120,7 +120,7 @@ class Room:
     def _left(self, replicas: int, recompute: Recompute, size: int) -> int:
         """Bytes that microbatches of such a size leave."""
         model = self.recipe.model
-        state = state_bytes_per_rank(model, self.world_size // replicas)
+        state = state_bytes_per_rank(model, self.world_size // replicas, self.recipe.optimizer.name)
         taken = activation_bytes(model, size, self.precision, self.attention, recompute)
         return int(MEMORY_SHARE * self.machine.memory_bytes) - state - taken
 
@@ -129,7 +129,7 @@ class Room:
         model = self.recipe.model
         if self.recipe.train.microbatch_size != "auto":
             return self._least
-        state = state_bytes_per_rank(model, self.world_size // replicas)
+        state = state_bytes_per_rank(model, self.world_size // replicas, self.recipe.optimizer.name)
         return auto_microbatch_size(
             model,
             share=share_of(self.recipe, self.world_size),

@@ -31,15 +31,24 @@ def block_parameters(model: Model, layer: Layer) -> int:
     """Return those of one block."""
     width, between = model.d_model, model.ffn_width
     bias = 0 if model.no_bias else 1
-    qkv = sum(qkv_widths(model, layer))
-    attention = qkv * (width + (1 if model.attention_bias else bias))
-    attention += width * (model.q_width + bias)
+    biases = sum(qkv_widths(model, layer)) * (1 if model.attention_bias else bias)
+    biases += (_n_up(model) * between + 2 * width) * bias
+    norms = 2 * _norm(model, width)
     if model.qk_ln or model.qk_gn:
         widths = [model.q_width, model.kv_width] if layer.kv_from is None else [model.q_width]
-        attention += sum(_norm(model, model.head_width if model.qk_gn else w) for w in widths)
-    n_up = 2 if model.ffn_type == "mptglu" else 1
-    feed_forward = n_up * between * (width + bias) + width * (between + bias)
-    return attention + feed_forward + 2 * _norm(model, width)
+        norms += sum(_norm(model, model.head_width if model.qk_gn else w) for w in widths)
+    return matrix_parameters(model, layer) + biases + norms
+
+
+def matrix_parameters(model: Model, layer: Layer) -> int:
+    """Return those of one block that are entries of its matrices."""
+    attention = sum(qkv_widths(model, layer)) + model.q_width
+    feed_forward = (_n_up(model) + 1) * model.ffn_width
+    return model.d_model * (attention + feed_forward)
+
+
+def _n_up(model: Model) -> int:
+    return 2 if model.ffn_type == "mptglu" else 1
 
 
 def qkv_widths(model: Model, layer: Layer) -> tuple[int, ...]:

@@ -8,6 +8,33 @@ from typing import Literal
 
 from mpt.recipe.problem import Problem
 
+OptimizerName = Literal["adamw", "muon"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeqWarmup:
+    """Samples cut into shorter ones at first: the same tokens in the same order, and cheaper."""
+
+    start: int
+    """Tokens of a sample at first; they double until they are `model.max_seq_len`."""
+    steps: int
+    """Steps before samples are whole; each length has an equal part of them."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong within this section."""
+        for key in ("start", "steps"):
+            if getattr(self, key) < 1:
+                yield Problem(
+                    f"train.seq_warmup.{key}", f"{getattr(self, key)} is not a positive count."
+                )
+
+    def length(self, step: int, longest: int) -> int:
+        """Return the tokens of a sample in step `step`, counted from 0."""
+        n_lengths = (longest // self.start).bit_length() - 1  # below the longest
+        if step >= self.steps or n_lengths < 1:
+            return longest
+        return self.start << (step * n_lengths // self.steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
@@ -24,6 +51,9 @@ class Train:
     z_loss: float = 0.0
     """Added to the loss of a token: this times the square of its log-partition, which keeps
     logits from drifting (1e-4 is usual). The loss that is reported is without it."""
+    seq_warmup: SeqWarmup | None = None
+    """Cut samples into shorter ones at first: less attention to compute while there is little to
+    attend to. Exact with ALiBi, which knows distances alone."""
     init_from: str | None = None
     """A checkpoint, a run or an import whose weights a new run begins with."""
     attention: Literal["auto", "sdpa", "blocks", "wide", "flex", "flash"] = "auto"
@@ -58,12 +88,25 @@ class Train:
             )
         if not 0.0 <= self.z_loss < float("inf"):
             yield Problem("train.z_loss", f"{self.z_loss} is negative or infinite.", "0 is off.")
+        if self.seq_warmup is not None:
+            yield from self.seq_warmup.problems()
+
+    @property
+    def warming(self) -> int:
+        """Steps in which samples may be cut."""
+        return 0 if self.seq_warmup is None else min(self.seq_warmup.steps, self.steps)
+
+    def sequence_length(self, step: int, longest: int) -> int:
+        """Return the tokens of a sample in step `step`, counted from 0, where whole ones have
+        `longest`."""
+        return longest if self.seq_warmup is None else self.seq_warmup.length(step, longest)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    name: Literal["adamw"] = "adamw"
-    """AdamW (Loshchilov and Hutter 2019); one-dimensional tensors are not decayed."""
+    name: OptimizerName = "adamw"
+    """AdamW (Loshchilov and Hutter 2019), or Muon (Jordan et al. 2024) for the matrices within
+    blocks and AdamW for the rest; one-dimensional tensors are not decayed."""
     lr: float
     """Peak learning rate; the schedule scales it."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -72,6 +115,8 @@ class Optimizer:
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
     """Decoupled decay, per step times the learning rate."""
+    momentum: float = 0.95
+    """muon only: decay of the momentum per step."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong within this section."""
@@ -82,6 +127,8 @@ class Optimizer:
         for key in ("eps", "weight_decay"):
             if not 0.0 <= getattr(self, key) < float("inf"):
                 yield Problem(f"optimizer.{key}", f"{getattr(self, key)} is negative or infinite.")
+        if not 0.0 <= self.momentum < 1.0:
+            yield Problem("optimizer.momentum", f"{self.momentum} is not in [0, 1).")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def build(recipe: Recipe, fit: Fit, ranks: Ranks) -> tuple[nn.Module, torch.opti
     fully_shard(model, mesh=ranks.mesh, mp_policy=policy)
     model.to_empty(device=ranks.device)
     initialise(model, recipe.model, recipe.seed)
-    return model, build_optimizer(model, recipe.optimizer)
+    return model, build_optimizer(model, recipe.optimizer, DTYPES[fit.precision])
 
 
 def multiply_in_float8(blocks: nn.Module, how: Float8, *, emulate: bool = False) -> None:

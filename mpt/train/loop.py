@@ -137,6 +137,9 @@ def _take_step(
     microbatches = services.loader.next(position)
     data_wait_s = time.perf_counter() - asked
     services.bad_samples.report(state.step + 1, microbatches)
+    length = cfg.train.sequence_length(state.step, cfg.model.max_seq_len)
+    if length < cfg.model.max_seq_len:
+        microbatches = [whole.cut(length) for whole in microbatches]
     lr = learning_rate(cfg.schedule, cfg.optimizer.lr, state.step, cfg.train.steps)
     set_learning_rate(optimizer, lr)
     torch.manual_seed(dropout_seed(cfg.seed, state.step, ranks.rank))

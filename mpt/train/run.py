@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -225,6 +226,12 @@ def _saver(
     )
 
 
+def _flops_per_token(cfg: Recipe, step: int) -> float:
+    """Return those of the step that was the run's `step`-th."""
+    length = cfg.train.sequence_length(step - 1, cfg.model.max_seq_len)
+    return flops_per_token(replace(cfg.model, max_seq_len=length))
+
+
 def _save_if_due(cfg: Recipe, state: RunState, saver: Saver) -> None:
     """Save what was restored from memory alone, if the step is one whose checkpoint shall be."""
     if state.step and (
@@ -252,7 +259,7 @@ def _watch(
         cfg=cfg.health,
         samples_per_step=cfg.train.global_batch_size,
         tokens_per_step=cfg.train.global_batch_size * cfg.model.max_seq_len,
-        flops_per_token=flops_per_token(cfg.model),
+        flops_per_token=partial(_flops_per_token, cfg),
         peak_flops=None if peak is None else peak * ranks.world_size,
         steps=cfg.train.steps,
         checkpoint=max(map(step_of, committed(run_dir / CHECKPOINTS)), default=None),

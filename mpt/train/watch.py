@@ -84,7 +84,7 @@ class Watch:
         cfg: Health,
         samples_per_step: int,
         tokens_per_step: int,
-        flops_per_token: float,
+        flops_per_token: Callable[[int], float],
         peak_flops: float | None,
         steps: int,
         checkpoint: int | None,
@@ -93,6 +93,7 @@ class Watch:
 
         Args:
             first: whether this is rank 0.
+            flops_per_token: of a step, counted from 1.
             write: adds a line to the ledger, or raises OSError.
         """
         self._journal = journal
@@ -223,7 +224,7 @@ class Watch:
         state, step_s = pending.state, pending.step_s
         computed = not self._ledger.skips(state.step, state.samples - self._samples_per_step)
         per_second = self._tokens_per_step / step_s if computed else 0.0
-        mfu = self._peak_flops and per_second * self._flops_per_token / self._peak_flops
+        mfu = self._peak_flops and per_second * self._flops_per_token(state.step) / self._peak_flops
         self._journal.metrics(
             attempt=this_attempt(),
             step=state.step,

@@ -30,10 +30,15 @@ Saved = tuple[Path, dict[int, str]]
 """A run directory, and the digest of the state of each step."""
 
 
-def scrambled(ranks: Ranks, step: int, cfg: Model = TINY) -> dict[str, Tensor]:
+ADAMW = Optimizer(lr=0.1)
+
+
+def scrambled(
+    ranks: Ranks, step: int, cfg: Model = TINY, optimizer_cfg: Optimizer = ADAMW
+) -> dict[str, Tensor]:
     """Return the tensors of a training state that is a function of `step` alone."""
     model = sharded(ranks, cfg, seed=step)
-    optimizer = build_optimizer(model, Optimizer(lr=0.1))
+    optimizer = build_optimizer(model, optimizer_cfg)
     tensors = training_tensors(model, optimizer)
     for name, tensor in tensors.items():
         if name.startswith("optimizer.step."):
@@ -96,9 +101,15 @@ def saver_in(
     )
 
 
-def save_all(ranks: Ranks, root: Path, steps: tuple[int, ...], keep: int = 3) -> list[Any]:
+def save_all(
+    ranks: Ranks,
+    root: Path,
+    steps: tuple[int, ...],
+    keep: int = 3,
+    optimizer: Optimizer = ADAMW,
+) -> list[Any]:
     """Save states of several steps through one saver; return the digest of each and reports."""
-    tensors = scrambled(ranks, steps[0])
+    tensors = scrambled(ranks, steps[0], TINY, optimizer)
     reports: list[tuple[str, dict[str, Any]]] = []
     saver = saver_in(
         root,
@@ -110,7 +121,7 @@ def save_all(ranks: Ranks, root: Path, steps: tuple[int, ...], keep: int = 3) ->
     )
     digests = {}
     for step in steps:
-        for name, tensor in scrambled(ranks, step).items():
+        for name, tensor in scrambled(ranks, step, TINY, optimizer).items():
             tensors[name].copy_(tensor)
         digests[step] = digest_whole(tensors)
         saver.save(state_at(step))
@@ -120,8 +131,10 @@ def save_all(ranks: Ranks, root: Path, steps: tuple[int, ...], keep: int = 3) ->
     return [digests, reports]
 
 
-def load_newest(ranks: Ranks, root: Path, cfg: Model = TINY) -> tuple[Any, str, list[str]]:
-    tensors = scrambled(ranks, 99, cfg)
+def load_newest(
+    ranks: Ranks, root: Path, cfg: Model = TINY, optimizer: Optimizer = ADAMW
+) -> tuple[Any, str, list[str]]:
+    tensors = scrambled(ranks, 99, cfg, optimizer)
     rejected: list[str] = []
     state = restore(
         root / "checkpoints", tensors, cfg, ranks, reject=lambda _, why: rejected.extend(why)

@@ -40,6 +40,7 @@ def test_a_run_directory_holds_what_the_contract_says(run_dir: Path) -> None:
         "recipe.yaml",
         "recipe.source.yaml",
         "provenance.json",
+        "chosen.json",
         "lock",
         "metrics.jsonl",
         "events.jsonl",

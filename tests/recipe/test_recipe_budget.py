@@ -14,16 +14,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mpt import recipe
 from mpt.model.network import MPT
+from mpt.optim import build_optimizer, training_tensors
 from mpt.recipe.budget import (
     activation_bytes,
     causal_flops_per_token,
     flops_per_token,
     n_parameters,
     plan,
+    saved_bytes,
     state_bytes_per_rank,
 )
 from mpt.recipe.layers import BlockOverrides, Order, Override
 from mpt.recipe.model import Model
+from mpt.recipe.train import Optimizer, OptimizerName
 
 TINY = Path(__file__).parents[1] / "golden" / "recipe.yaml"
 GIB = 1 << 30
@@ -95,6 +98,34 @@ def test_parameters_are_those_that_the_network_has(model: Model) -> None:
     with torch.device("meta"):
         network = MPT(model)
     assert n_parameters(model) == sum(p.numel() for p in network.parameters())
+
+
+@given(model=models(), name=st.sampled_from(["adamw", "muon"]))
+@settings(max_examples=60, deadline=None)
+def test_a_checkpoint_has_what_the_optimizer_keeps(model: Model, name: OptimizerName) -> None:
+    network = MPT(model)
+    optimizer = build_optimizer(network, Optimizer(name=name, lr=1e-3))
+    saved = training_tensors(network, optimizer)
+    held = sum(t.nbytes for key, t in saved.items() if ".step." not in key)  # a word a tensor
+    assert saved_bytes(model, name) == held
+
+
+def test_a_run_whose_samples_are_cut_at_first_computes_less() -> None:
+    overrides = [
+        "train.steps=10",
+        "schedule.warmup_steps=0",
+        "train.seq_warmup={start: 64, steps: 4}",
+    ]
+    cut = recipe.load(TINY, overrides)
+    assert cut.model.max_seq_len == 256
+    per_step = cut.train.global_batch_size * 256
+    wanted = sum(
+        n * per_step * flops_per_token(replace(cut.model, max_seq_len=length))
+        for n, length in ((2, 64), (2, 128), (6, 256))
+    )
+    found = plan(cut, world_size=1)
+    assert found.total_flops == wanted
+    assert found.total_tokens == 10 * per_step
 
 
 @given(model=models())

@@ -117,6 +117,27 @@ optimizer: {lr: 1.0e-3}
             "betas: [0.9, x]",
             "31:51: optimizer.betas[1]: 'x' is not a number.",
         ),
+        (
+            "max_grad_norm: 1.0",
+            "seq_warmup: {start: 48, steps: 9}",
+            "29:23: train.seq_warmup.start: 48 doubled again and again does not come to "
+            "model.max_seq_len 256; use 256 divided by 2, 4, 8, ...",
+        ),
+        (
+            "max_grad_norm: 1.0",
+            "seq_warmup: {start: 256, steps: 9}",
+            "29:23: train.seq_warmup.start: 256 doubled again and again does not come to",
+        ),
+        (
+            "max_grad_norm: 1.0",
+            "seq_warmup: {start: 0, steps: 9}",
+            "29:23: train.seq_warmup.start: 0 is not a positive count.",
+        ),
+        (
+            "adamw, lr",
+            "muon, momentum: 1.0, lr",
+            "31:35: optimizer.momentum: 1.0 is not in [0, 1).",
+        ),
         ("prepare: ", "model2: ", "20:1: model2: unknown key; did you mean `model`?"),
         (
             "seed: 17",

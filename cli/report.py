@@ -45,19 +45,19 @@ def report(
     """
     from mpt.data.curate.page import page
     from mpt.data.index import has_index
-    from mpt.storage import atomic_write
+    from mpt.storage import atomic_write, without_secrets
 
-    share = _share(sample)
+    share, name = _share(sample), without_secrets(target)
     if has_index(Path(target)):
         if share != 1.0 or overrides:
-            raise UsageError(f"{target}: is prepared; a sample or overrides are of a source.")
+            raise UsageError(f"{name}: is prepared; a sample or overrides are of a source.")
         account, facts, would = *_prepared(Path(target)), False
     else:
         account, facts, would = *_assessed(target, overrides or [], share), True
     if as_json:
-        typer.echo(json.dumps({"target": target, "would": would, "facts": facts, **account}))
+        typer.echo(json.dumps({"target": name, "would": would, "facts": facts, **account}))
         return
-    atomic_write(out, page(target, account, facts, would=would))
+    atomic_write(out, page(name, account, facts, would=would))
     typer.echo(str(out))
 
 
@@ -134,10 +134,13 @@ def _recipe(target: str, overrides: list[str]) -> Recipe | None:
     """Return the recipe that a target is, or None if it is a source."""
     from mpt.recipe.frozen import absolute
     from mpt.recipe.load import load
+    from mpt.storage import without_secrets
 
     if Path(target).suffix not in (".yaml", ".yml") or not Path(target).is_file():
         if overrides:
-            raise UsageError(f"{target}: not a recipe, so it has no keys to change.")
+            raise UsageError(
+                f"{without_secrets(target)}: not a recipe, so it has no keys to change."
+            )
         return None
     recipe = absolute(load(Path(target), overrides))
     if recipe.prepare is None:

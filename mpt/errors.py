@@ -52,6 +52,10 @@ class CheckpointError(MptError):
     exit_code = EXIT_CHECKPOINT
 
 
+class OtherFormatError(CheckpointError):
+    """A checkpoint of another version of mpt: not to be read, and not damaged."""
+
+
 class RestartBudgetError(MptError):
     """Workers kept dying until the restart budget was used up."""
 

@@ -128,8 +128,8 @@ class Microbatch:
         documents = self.documents
         return replace(
             self,
-            tokens=self.tokens.view(-1, length),
-            targets=self.targets.view(-1, length),
+            tokens=self.tokens.reshape(-1, length),
+            targets=self.targets.reshape(-1, length),
             documents=None if documents is None else documents.view(-1, length),
         )
 

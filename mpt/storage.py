@@ -260,7 +260,13 @@ def _list_local(location: str) -> list[str]:
     matches = sorted(glob.glob(location, recursive=True))
     if not matches:
         raise DataError(f"{location}: no such file or directory.")
-    return sorted({file for match in matches for file in _list_local(match)})
+    found: set[str] = set()
+    for match in matches:  # which may also be a link that leads nowhere, or a pipe
+        if Path(match).is_dir():
+            found.update(_walk(Path(match)))
+        elif Path(match).is_file():
+            found.add(match)
+    return sorted(found)
 
 
 def _walk(root: Path) -> Iterator[str]:

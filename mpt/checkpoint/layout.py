@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mpt.errors import CheckpointError, RecipeError
+from mpt.errors import CheckpointError, OtherFormatError, RecipeError
 from mpt.recipe.model import Model
 from mpt.recipe.plain import model_from
 from mpt.rundir import CHECKPOINTS
@@ -134,6 +134,7 @@ def read_manifest(directory: Path) -> Manifest:
     """Read and check the manifest of a checkpoint, which may come from a stranger.
 
     Raises:
+        OtherFormatError: it is whole, and another version's.
         CheckpointError: if it is missing, not ours, or names files outside its directory.
     """
     path = directory / MANIFEST
@@ -141,12 +142,13 @@ def read_manifest(directory: Path) -> Manifest:
         raise CheckpointError(f"{path}: is missing, so this is not a complete checkpoint.")
     raw = read_json(path, limit_bytes=_MANIFEST_LIMIT_BYTES, error=CheckpointError)
     try:
-        if raw.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path}: format {raw.get('format')!r} is not {FORMAT}, the one read here."
-            )
         if raw.pop("sha256", None) != _seal(raw):
             raise ValueError("its bytes have changed since it was written")
+        if raw.get("format") != FORMAT:
+            raise OtherFormatError(
+                f"{path}: format {raw.get('format')!r} is not {FORMAT}, the one read here; use the "
+                "version of mpt that wrote it, or start another run."
+            )
         files = tuple(_read_file(entry) for entry in raw.pop("files"))
         manifest = Manifest(**raw | {"state": RunState.from_json(raw.get("state"))}, files=files)
         if not isinstance(manifest.world_size, int) or manifest.world_size < 1:

@@ -21,7 +21,7 @@ from mpt.checkpoint.layout import (
 )
 from mpt.checkpoint.tensors import read_tensors
 from mpt.dist import Ranks, any_rank, from_first
-from mpt.errors import CheckpointError
+from mpt.errors import CheckpointError, OtherFormatError
 from mpt.recipe.model import Model
 from mpt.state import RunState
 
@@ -71,7 +71,8 @@ def newest_verified(
         after: those of this step and earlier ones do not count, and are not hashed.
 
     Raises:
-        CheckpointError: if there were checkpoints and all of them were damaged.
+        CheckpointError: if there were checkpoints and all of them were damaged, or the newest is
+            of another format.
     """
     immovable: set[int] = set()
     while True:
@@ -120,6 +121,8 @@ def check_same_model(directory: Path, manifest: Manifest, model: Model) -> None:
 def _problems(directory: Path, ranks: Ranks) -> list[str]:
     try:
         manifest = read_manifest(directory)
+    except OtherFormatError:  # nothing is wrong with it, so it stays where it is
+        raise
     except CheckpointError as error:
         return [str(error)]
     return damage(directory, manifest, share=(ranks.rank, ranks.world_size))

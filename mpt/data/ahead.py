@@ -113,11 +113,14 @@ def shards_of(batch: Located, node: NodePart) -> list[Key]:
     return [(stream, shard) for stream, shard in np.unique(pairs, axis=0).tolist()]
 
 
-def check_limit(datasets: Sequence[Dataset], node: NodePart, n_samples: int) -> None:
+def check_limit(
+    datasets: Sequence[Dataset], node: NodePart, n_samples: int, *, shuffle: bool
+) -> None:
     """Refuse a limit of the cache below what this node may need at a time.
 
     Args:
         n_samples: of the global batch.
+        shuffle: else every node reads everywhere.
 
     Raises:
         DataError: with the limit to set.
@@ -125,7 +128,7 @@ def check_limit(datasets: Sequence[Dataset], node: NodePart, n_samples: int) -> 
     copied = [dataset for dataset in datasets if dataset.needs_copies]
     if not copied or (limit := copied[0].store.settings.limit_bytes) is None:
         return
-    low, high = node.interval(n_samples)
+    low, high = node.interval(n_samples) if shuffle else (0.0, 1.0)
     needed = 0
     for dataset in copied:
         sizes = sorted(shard.copy_bytes for shard in dataset.shards)

@@ -80,7 +80,7 @@ class Loader:
             data.shuffle,
         )
         node = NodePart(node_ranks or range(rank, rank + 1), world_size)
-        check_limit(self._datasets, node, global_batch_size)
+        check_limit(self._datasets, node, global_batch_size, shuffle=data.shuffle)
         copied = any(dataset.needs_copies for dataset in self._datasets)
         self._copies = Ahead(self._datasets, self._order, node) if copied else None
         self._located = lru_cache(BATCHES_FETCHED_AHEAD + 1)(self._locate)
@@ -198,7 +198,7 @@ def eval_batches(
         start = part.start + number * microbatch_size
         stop = min(start + microbatch_size, part.stop)
         at = order.locate(np.arange(start, max(start, stop), dtype=np.int64))
-        rows, bad = read_sound(dataset, "eval", at.shard, at.row, model, skip=False)
+        rows, bad = read_sound(dataset, "eval", at.shard, at.row, model, skip=None)
         yield _cut(rows, bad, 1, microbatch_size, pin, eod_id)[0].on(device)
 
 

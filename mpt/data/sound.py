@@ -17,7 +17,7 @@ Bad = dict[int, BadSample]
 
 
 def read_sound(
-    dataset: Dataset, name: str, shard: Integers, row: Integers, model: Model, *, skip: bool
+    dataset: Dataset, name: str, shard: Integers, row: Integers, model: Model, *, skip: bool | None
 ) -> tuple[Integers, Bad]:
     """Return samples (n, S) in the order asked for, and which of them are bad: those are zeros.
 
@@ -26,12 +26,12 @@ def read_sound(
     Args:
         name: of the stream, for messages.
         shard, row: (n,).
-        skip: return bad ones instead of raising.
+        skip: return bad ones instead of raising; null where that is not to be had.
 
     Raises:
         DataError: a shard that cannot be read, or a bad sample; names stream, shard and row.
     """
-    samples, bad = _read(dataset, name, shard, row, skip=skip)
+    samples, bad = _read(dataset, name, shard, row, skip=bool(skip))
     if not len(samples) or (samples.min() >= 0 and samples.max() < model.vocab_size):
         return samples, bad
     outside = (samples < 0) | (samples >= model.vocab_size)
@@ -41,10 +41,8 @@ def read_sound(
         where = dataset.name_of(int(shard[number]))
         bad[number] = BadSample(name, where, int(row[number]), why)
         if not skip:
-            raise DataError(
-                f"{bad[number]}. Mend the data, or leave out such samples with "
-                "data.on_bad_sample=skip."
-            )
+            way_out = ", or leave out such samples with data.on_bad_sample=skip"
+            raise DataError(f"{bad[number]}. Mend the data{'' if skip is None else way_out}.")
         samples[number] = 0
     return samples, bad
 

@@ -42,6 +42,7 @@ def premises(recipe: Recipe, machine: Machine, world_size: int) -> dict[str, Any
         "world_size": world_size,
         "machine": machine.to_json(),
         "train": asked,
+        "optimizer": recipe.optimizer.name,
         "model_sha256": hashlib.sha256(model).hexdigest(),
     }
 
@@ -68,6 +69,12 @@ def recalled(estimate: Fit, chosen: Any, recipe: Recipe, world_size: int) -> Fit
     for key, allowed in names.items():
         if type(chosen[key]) is not type(allowed[0]) or chosen[key] not in allowed:
             raise ValueError(f"{key} is {chosen[key]!r}")
+    for key, mine in estimate.to_json().items():
+        asked = getattr(
+            recipe.train, {"recompute": "activation_checkpointing"}.get(key, key), "auto"
+        )
+        if asked != "auto" and chosen[key] != mine:
+            raise ValueError(f"{key} is {chosen[key]!r}, which is not what the recipe says")
     attention = Choice(chosen["attention"], "as before")
     if attention.backend == estimate.attention.backend:
         attention = estimate.attention

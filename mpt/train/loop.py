@@ -85,6 +85,8 @@ def loop(
         return state, stopped_by
     phase = Phase.FIRST_STEP
     while state.step < cfg.train.steps:
+        if _length(cfg, state.step) != _length(cfg, state.step - 1):
+            phase = Phase.FIRST_STEP  # of its kind, so it may have to be compiled
         services.pulse.beat(phase, state.step)
         position = services.ledger.position(state.samples)
         if services.ledger.skips(state.step + 1, position):
@@ -137,7 +139,7 @@ def _take_step(
     microbatches = services.loader.next(position)
     data_wait_s = time.perf_counter() - asked
     services.bad_samples.report(state.step + 1, microbatches)
-    length = cfg.train.sequence_length(state.step, cfg.model.max_seq_len)
+    length = _length(cfg, state.step)
     if length < cfg.model.max_seq_len:
         microbatches = [whole.cut(length) for whole in microbatches]
     lr = learning_rate(cfg.schedule, cfg.optimizer.lr, state.step, cfg.train.steps)
@@ -187,6 +189,11 @@ def _leave_out_step(cfg: Recipe, state: RunState, position: int, services: Servi
         data_wait_s=0.0,
     )
     return state
+
+
+def _length(cfg: Recipe, step: int) -> int:
+    """Return the tokens of a sample as it is read in a step, the first being 0."""
+    return cfg.train.sequence_length(max(step, 0), cfg.model.max_seq_len)
 
 
 def _after_step(cfg: Recipe, state: RunState, position: int) -> RunState:

@@ -31,9 +31,9 @@ from mpt.rundir import CHECKPOINTS, EVENTS, METRICS, PROVENANCE, RECIPE, RECIPE_
 from mpt.storage import atomic_write, hash_file, read_json
 from mpt.tokenizer import load_tokenizer
 
-FIXED_FOR_A_RUN = ("run", "seed", "model.", "data.", "train.global_batch_size")
-"""Keys, or beginnings of keys, that a run keeps: its weights and sample order hang on them. Paths
-may change: what lies there is known by its hash."""
+FIXED_FOR_A_RUN = ("run", "seed", "model.", "data.", "train.global_batch_size", "optimizer.name")
+"""Keys, or beginnings of keys, that a run keeps: weights, moments and sample order hang on them.
+Paths may change: what lies there is known by its hash."""
 MAY_CHANGE = ("data.verify", "data.cache.", "data.on_bad_sample", "data.bad_sample_budget")
 """Those among them that the sample order does not hang on."""
 

@@ -75,3 +75,12 @@ def test_an_empty_directory_has_no_files(tmp_path: Path) -> None:
 )
 def test_what_is_shown_of_a_location_holds_no_secret(location: str, public: str) -> None:
     assert without_secrets(location) == public
+
+
+def test_a_glob_passes_over_links_that_lead_nowhere_and_pipes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "c.txt")
+    assert list_files(str(tmp_path / "*.txt")) == [str(tmp_path / "a.txt")]
+    with pytest.raises(DataError, match="no files there"):
+        list_files(str(tmp_path / "[bc].txt"))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mpt.checkpoint.layout import (
     MANIFEST,
+    _seal,
     committed,
     damage,
     newest_sound,
@@ -50,6 +51,19 @@ def test_save_then_load_is_the_identity_at_any_world_size(saved: Saved, world_si
         assert state == state_at(3)
         assert loaded == digests[3]
         assert not rejected
+
+
+def test_a_checkpoint_of_another_format_is_refused_and_stays(saved: Saved, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(saved[0], copy)
+    newest = step_directory(copy / "checkpoints", 3)
+    content = json.loads((newest / MANIFEST).read_text()) | {"format": 2}
+    del content["sha256"]
+    content["sha256"] = _seal(content)
+    (newest / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(Exception, match="format 2 is not"):
+        on_ranks(2, load_newest, copy)
+    assert newest.is_dir(), "it is whole, and another version's"
 
 
 def test_nothing_saved_loads_nothing(tmp_path: Path) -> None:

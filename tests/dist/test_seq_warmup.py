@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,9 +17,12 @@ from mpt.model.network import MPT
 from mpt.objective import next_token_loss
 from mpt.optim import build_optimizer
 from mpt.recipe import Recipe
+from mpt.recipe.data import Data, Stream
 from mpt.recipe.train import Optimizer, SeqWarmup
 from mpt.state import IGNORE, BadSample, Microbatch
 from mpt.train.step import train_step
+from tests.data.cases import write_dataset
+from tests.data.test_data_loader import LENGTH, MODEL, loader_for
 from tests.dist.running import DONE, STOPPED, assert_one_pass, final, prepared, run
 from tests.dist.test_step import share_of
 from tests.tiny_model import TINY, sharded, weights_of
@@ -50,6 +54,18 @@ def test_a_cut_keeps_tokens_targets_and_documents_in_order() -> None:
     assert torch.equal(pieces.targets.flatten(), targets.flatten())
     assert pieces.documents is not None
     assert torch.equal(pieces.documents.flatten(), apart.flatten())
+
+
+def test_what_a_loader_gives_is_cut_alike(tmp_path: Path) -> None:
+    samples = np.arange(6 * LENGTH).reshape(6, LENGTH) % MODEL.vocab_size
+    write_dataset(tmp_path / "set", samples)
+    data = Data(streams={"only": Stream(path=str(tmp_path / "set"))})
+    with loader_for(data, global_batch_size=4, microbatch_size=4) as loader:
+        (whole,) = loader.next(0)
+    pieces = whole.cut(LENGTH // 2)
+    assert pieces.tokens.shape == (8, LENGTH // 2)
+    assert torch.equal(pieces.tokens.flatten(), whole.tokens.flatten())
+    assert torch.equal(pieces.targets.flatten(), whole.targets.flatten())
 
 
 def of_pieces(ranks: Ranks, length: int) -> tuple[dict[str, Tensor], float]:

@@ -183,6 +183,20 @@ def test_products_in_8_bits_are_never_chosen_but_taken_by_name() -> None:
         fit(wanted, HOPPER, 1)
 
 
+def test_what_a_recipe_says_itself_is_not_recalled_otherwise() -> None:
+    asked = with_train(precision="bf16")
+    chosen = fit(asked, CPU, 1)
+    with pytest.raises(ValueError, match="precision is 'fp32', which is not what the recipe says"):
+        recalled(chosen, {**chosen.to_json(), "precision": "fp32"}, asked, 1)
+    with pytest.raises(ValueError, match="float8"):
+        recalled(chosen, {**chosen.to_json(), "float8": "tensorwise"}, asked, 1)
+
+
+def test_a_choice_hangs_on_the_optimizer() -> None:
+    muon = replace(TINY, optimizer=replace(TINY.optimizer, name="muon"))
+    assert premises(muon, CPU, 1) != premises(TINY, CPU, 1)
+
+
 def test_a_choice_is_recalled_as_it_was_and_nothing_else_passes_for_one() -> None:
     chosen = fit(TINY, CPU, 1)
     other = replace(chosen, microbatch_size=3, recompute="full", reduce_gradients="each")

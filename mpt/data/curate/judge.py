@@ -80,7 +80,12 @@ class Judge:
     def arguments(self) -> list[str]:
         """Return what a worker is told to make this judge, its tokenizer aside."""
         table = self._held_out
-        told = [repr(self._eval_fraction), json.dumps(asdict(self.settings))]
+        settings = asdict(self.settings)
+        if settings["decontaminate"]:
+            settings["decontaminate"][
+                "against"
+            ] = []  # read already; may hold secrets, and `ps` shows
+        told = [repr(self._eval_fraction), json.dumps(settings)]
         if table is not None:
             told += map(str, (table.descriptor, table.count, table.ngram_words))
         return told

@@ -85,7 +85,8 @@ def _rules(tally: Tally, did: str) -> str:
     only_broken = [rule for rule in tally.broken if rule not in tally.dropped]
     rows += [(rule, [0, 0], f"{tally.broken[rule][0]:,}", "dropped") for rule in only_broken]
     body = "".join(
-        f"<tr><th>{escape(rule)}</th><td>{counts[0]:,}</td><td>{_percent(counts[0], came)}</td>"
+        f"<tr><th>{escape(_visible(rule))}</th><td>{counts[0]:,}</td>"
+        f"<td>{_percent(counts[0], came)}</td>"
         f"<td>{_size(counts[1])}</td><td>{broken}</td>"
         f"<td class=bar>{_bar(counts[0], came, kind)}</td></tr>"
         for rule, counts, broken, kind in rows

@@ -87,6 +87,8 @@ def prepare(
         kept = "" if dataset.path in done.made else " (was there already)"
         counts = f"{len(dataset):,} samples of {dataset.sample_length:,} tokens"
         typer.echo(f"{name:16} {dataset.location}: {counts}{kept}")
+        if kept == "" and dataset.about is not None and (counts_of := dataset.about.curation):
+            typer.echo(f"{'':16} {_curated(counts_of)}; see mpt data report {dataset.location}")
     for why, count in done.skipped.items():
         typer.echo(f"{'skipped':16} {count:,} documents: {why}")
 
@@ -142,6 +144,13 @@ def verify(path: DatasetPath, as_json: AsJson = False) -> None:
             typer.echo(f"{unhashed:,} have no hash that can be checked: only their structure was")
     if faults or content:
         raise typer.Exit(EXIT_DATA)
+
+
+def _curated(counts: dict[str, Any]) -> str:
+    """Say what rules did to the documents of a dataset."""
+    parts = [f"kept {counts['kept'][0]:,} of {counts['came'][0]:,} documents"]
+    parts += [f"{rule} {n[0]:,}" for rule, n in counts["dropped"].items()]
+    return "; dropped by ".join([parts[0], ", ".join(parts[1:])]) if parts[1:] else parts[0]
 
 
 def _summary(dataset: Dataset) -> dict[str, Any]:

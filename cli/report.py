@@ -44,11 +44,14 @@ def report(
     written.
     """
     from mpt.data.curate.page import page
+    from mpt.data.descriptions import ABOUT_NAME
     from mpt.data.index import has_index
     from mpt.storage import atomic_write, without_secrets
 
     share, name = _share(sample), without_secrets(target)
-    if has_index(Path(target)):
+    if not as_json:
+        _refuse_to_replace(out)
+    if has_index(Path(target)) and (Path(target) / ABOUT_NAME).is_file():
         if share != 1.0 or overrides:
             raise UsageError(f"{name}: is prepared; a sample or overrides are of a source.")
         account, facts, would = *_prepared(Path(target)), False
@@ -59,6 +62,16 @@ def report(
         return
     atomic_write(out, page(name, account, facts, would=would))
     typer.echo(str(out))
+
+
+def _refuse_to_replace(out: Path) -> None:
+    """Refuse to write over a file that is no page: a recipe, say."""
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: not a file in a directory that is there.")
+    if out.exists():
+        with out.open("rb") as file:
+            if not file.read(15).lower().startswith(b"<!doctype html"):
+                raise UsageError(f"--out {out}: is there, and no report; name another file.")
 
 
 def _share(text: str) -> float:

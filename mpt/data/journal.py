@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ class Mark:
     """What curation did to the documents before the batch; null where there is none."""
 
 
+START = Mark()
+"""Nothing is finished."""
+
+
 class Journal:
     """Appends to the journal in a directory."""
 
@@ -41,9 +45,9 @@ class Journal:
         self._directory = directory
         self._n_shards = 0
 
-    def begin(self, header: dict[str, Any], marks: list[Mark]) -> None:
+    def begin(self, header: dict[str, Any], mark: Mark | None) -> None:
         """Write the journal anew, durably: what the dataset is to be, and what stands so far."""
-        lines = [_line(header), *map(self._line, marks)]
+        lines = [_line(header)] if mark is None else [_line(header), self._line(mark)]
         atomic_write(self._directory / JOURNAL_NAME, b"".join(lines))
 
     def append(self, mark: Mark) -> None:
@@ -62,16 +66,19 @@ class Journal:
         return _line(counts if mark.tally is None else [*counts, mark.tally])
 
 
-def read_journal(directory: Path, header: dict[str, Any], encoding: Encoding) -> list[Mark] | None:
-    """Return the marks whose shards are sound, or None if the journal is of another dataset."""
+def read_journal(directory: Path, header: dict[str, Any], encoding: Encoding) -> Mark | None:
+    """Return the last mark up to which all shards are sound: START if none is finished.
+
+    None if there is no journal, or it is of another dataset.
+    """
     try:
         lines = (directory / JOURNAL_NAME).read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return None
     if not lines or lines[0] != _line(header):
         return None
-    marks: list[Mark] = []
-    finished: tuple[ShardInfo, ...] = ()
+    mark = START
+    finished: list[ShardInfo] = []
     for line in lines[1:]:
         try:
             batch, documents, text_bytes, tokens, shards, *more = json.loads(line)
@@ -80,9 +87,9 @@ def read_journal(directory: Path, header: dict[str, Any], encoding: Encoding) ->
         new = [ShardInfo(n, size, rows, encoding, {HASH: h}) for n, size, rows, h in shards]
         if not all(_sound(directory, shard) for shard in new):
             break
-        finished += tuple(new)
-        marks.append(Mark(batch, documents, text_bytes, tokens, finished, *more))
-    return marks
+        finished += new
+        mark = Mark(batch, documents, text_bytes, tokens, (), *more)
+    return replace(mark, shards=tuple(finished))
 
 
 def drop_unfinished(directory: Path, mark: Mark) -> None:

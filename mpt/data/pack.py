@@ -18,7 +18,7 @@ from mpt.data.descriptions import ABOUT_NAME
 from mpt.data.encode import Encoded
 from mpt.data.hashes import content_hash
 from mpt.data.index import INDEX_NAME, format_index
-from mpt.data.journal import Journal, Mark
+from mpt.data.journal import START, Journal, Mark
 from mpt.data.reader import Shard
 from mpt.data.shard import LIMIT_BYTES, Encoding, ShardInfo, write_shard
 from mpt.errors import DataError
@@ -26,8 +26,6 @@ from mpt.storage import atomic_write
 
 COUNTED_IDS = 1 << 20
 """At a time: counting takes 8 bytes for each."""
-START = Mark()
-"""Nothing is finished."""
 
 
 class Packer:

@@ -20,8 +20,8 @@ from mpt.data.dataset import open_dataset
 from mpt.data.encode import Encoder, id_dtype
 from mpt.data.fingerprint import Fingerprint, fingerprint
 from mpt.data.index import has_index
-from mpt.data.journal import JOURNAL_NAME, Journal, drop_unfinished, read_journal
-from mpt.data.pack import START, DatasetWriter, Packer, samples_per_shard
+from mpt.data.journal import JOURNAL_NAME, START, Journal, drop_unfinished, read_journal
+from mpt.data.pack import DatasetWriter, Packer, samples_per_shard
 from mpt.data.plan import Plan, Progress, Stage
 from mpt.data.pool import encoded
 from mpt.data.shard import Encoding
@@ -87,7 +87,7 @@ def _held_out(plan: Plan) -> Iterator[HeldOut | None]:
     plan.watch(Progress("held-out"))
     folder = partial_of(plan.paths["train"]).parent
     source = batches(plan.documents(), plan.meter)
-    table = gather(curate, source, plan.eval_fraction, folder)
+    table = gather(curate, source, plan.eval_fraction, folder, plan.cache)
     try:
         yield table
     finally:
@@ -107,16 +107,16 @@ def _packer(
     partial = partial_of(plan.paths[split])
     about = replace(plan.about(split, tokenizer), source_version=seen.version)
     header = _header(plan, about, encoding, seen, held_out)
-    marks = read_journal(partial, header, encoding)
-    if marks is None and partial.exists():
+    found = read_journal(partial, header, encoding)
+    if found is None and partial.exists():
         if (partial / JOURNAL_NAME).exists():
             plan.watch(Progress("again"))
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
-    mark = marks[-1] if marks else START
+    mark = found or START
     drop_unfinished(partial, mark)
     journal = Journal(partial)
-    journal.begin(header, marks or [])
+    journal.begin(header, found if mark.shards else None)
     counted = tokenizer.vocab_size if about.curation is not None else 0
     writer = DatasetWriter(partial, encoding, plan.source.shard_bytes, mark.shards, n_ids=counted)
     return Packer(writer, about, journal, mark)

@@ -43,6 +43,7 @@ MISTAKES = {
 
 _SHAPES = re.compile(
     r"shapes? cannot be|size mismatch|must match the size|mat1 and mat2|invalid for input of size"
+    r"|view size is not compatible"
 )
 """What torch's RuntimeError says when shapes do not fit."""
 

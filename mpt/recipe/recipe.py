@@ -66,6 +66,12 @@ class Recipe:
                     f"model.max_seq_len {longest}.",
                     f"use {longest} divided by 2, 4, 8, ...",
                 )
+        if warmup is not None and warmup.steps > self.train.steps:
+            yield Problem(
+                "train.seq_warmup.steps",
+                f"{warmup.steps} is more than train.steps {self.train.steps}: no sample would ever "
+                "be whole.",
+            )
         for name, stream in self.data.streams.items():
             if held_out is not None and held_out.path == stream.path:
                 yield Problem("data.eval.path", f"is also the path of the stream {name!r}.")

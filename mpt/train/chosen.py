@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,8 +63,10 @@ def recall(
     if ranks.is_first:
         found = next((e for e in _entries(run_dir) if e.get("premises") == here), None)
     entry = json.loads(bytes_from_first(json.dumps(found).encode()))
+    if entry is None:
+        return None
     try:
-        return entry and Settled(
+        settled = Settled(
             fit=recalled(estimate, entry["chosen"], recipe, ranks.world_size),
             premises=here,
             by=entry["by"],
@@ -71,6 +74,10 @@ def recall(
         )
     except (ValueError, KeyError):  # a stranger's; ours is of our own making
         return None
+    if ranks.is_first and newer_attempt(run_dir) is None and found not in read_chosen(run_dir):
+        with suppress(OSError):  # a manifest's word, and manifests are deleted one day
+            _add(run_dir, found)
+    return settled
 
 
 def settle(
@@ -107,14 +114,18 @@ def _remember(run_dir: Path, settled: Settled, ranks: Ranks) -> bool:
     """Write a choice down for good, and return whether that was possible; the same on all ranks."""
     failed = False
     if ranks.is_first and newer_attempt(run_dir) is None:  # what a given-up group says is void
-        others = [e for e in read_chosen(run_dir) if e.get("premises") != settled.premises]
-        entry = {**settled.to_json(), "time": utc_now()}
-        content = {"format": CHOSEN_FORMAT, "choices": [*others, entry]}
         try:
-            atomic_write(run_dir / CHOSEN, json.dumps(content, indent=1) + "\n")
+            _add(run_dir, {**settled.to_json(), "time": utc_now()})
         except OSError:
             failed = True
     return not any_rank(failed)
+
+
+def _add(run_dir: Path, entry: Mapping[str, Any]) -> None:
+    """Write an entry to `chosen.json`, in the place of one on equal premises."""
+    others = [e for e in read_chosen(run_dir) if e.get("premises") != entry["premises"]]
+    content = {"format": CHOSEN_FORMAT, "choices": [*others, entry]}
+    atomic_write(run_dir / CHOSEN, json.dumps(content, indent=1) + "\n")
 
 
 def _entries(run_dir: Path) -> Iterator[dict[str, Any]]:

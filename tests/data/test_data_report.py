@@ -173,6 +173,18 @@ def test_what_cannot_be_reported_is_said(
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_file_that_is_no_report_is_not_written_over(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("run: mine\n")
+    assert run(monkeypatch, str(corpus), "--out", str(recipe)) == 2
+    assert run(monkeypatch, str(corpus), "--out", str(tmp_path)) == 2
+    assert recipe.read_text() == "run: mine\n"
+    for _ in range(2):  # a report gives way to a newer one
+        assert run(monkeypatch, str(corpus), "--out", str(tmp_path / "report.html")) == 0
+
+
 def test_no_value_of_an_account_can_be_of_another_kind(tmp_path: Path, corpus: Path) -> None:
     write_tokenizer(tmp_path / "out" / "tokenizer.model")
     prepare(recipe_for(tmp_path / "out", corpus, curate=RULES), workers=1)

@@ -99,7 +99,7 @@ def test_a_file_that_is_not_compressed_as_it_says_is_an_error(tmp_path: Path, su
         (b"[" * 10_000, r"x\.jsonl:2: not a line of JSON"),
         (b"[1]", r"x\.jsonl:2: no text under the key 'text' \(seen: not an object\)"),
         (b'{"content": "a"}', r"x\.jsonl:2: no text under the key 'text' \(seen: content\)"),
-        (b'{"text": null}', r"x\.jsonl:2: no text under"),
+        (b'{"text": 3}', r"x\.jsonl:2: no text under"),
         (b'{"text": "\\ud800"}', r"x\.jsonl:2: half a surrogate pair at character 0"),
         (b'{"text": "\xff"}', r"x\.jsonl:2: byte 10 is 0xff, which is not UTF-8"),
     ],
@@ -108,6 +108,14 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, line: bytes, wor
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "ok"}\n' + line + b"\n")
     with pytest.raises(DataError, match=words):
         read(tmp_path / "x.jsonl")
+
+
+def test_a_null_in_json_lines_is_passed_over_as_one_in_a_table_is(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "ok"}\n{"text": null}\n{"text": "on"}\n')
+    skipped: list[tuple[str, str]] = []
+    found = documents(find_source(str(tmp_path)), lambda *what: skipped.append(what))
+    assert [each.text for each in found] == ["ok", "on"]
+    assert [why for _, why in skipped] == ["empty"]
 
 
 def test_bytes_that_are_not_utf8_are_named_by_file_and_place(tmp_path: Path) -> None:

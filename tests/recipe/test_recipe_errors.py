@@ -134,6 +134,11 @@ optimizer: {lr: 1.0e-3}
             "29:23: train.seq_warmup.start: 0 is not a positive count.",
         ),
         (
+            "max_grad_norm: 1.0",
+            "seq_warmup: {start: 64, steps: 100000}",
+            "29:34: train.seq_warmup.steps: 100000 is more than train.steps",
+        ),
+        (
             "adamw, lr",
             "muon, momentum: 1.0, lr",
             "31:35: optimizer.momentum: 1.0 is not in [0, 1).",

@@ -67,7 +67,7 @@ def assess(
     rules = settings or EVERYTHING
     encoder = Encoder(tokenizer, eval_fraction) if tokenizer else None
     ids = np.zeros(tokenizer.vocab_size, np.int64) if tokenizer else None
-    table = gather(rules, read(), eval_fraction, Path(tempfile.gettempdir()))
+    table = gather(rules, read(), eval_fraction, Path(tempfile.gettempdir()), source.cache)
     judge, settler, tally = Judge(rules, encoder, eval_fraction, table), Settler(rules), Tally()
     try:
         for batch in read():
@@ -81,10 +81,10 @@ def assess(
         if table is not None:
             table.close()
     if not tally.came[0]:
-        raise DataError(
-            f"{without_secrets(source.location)}: no document in a sample of {sample:g}; "
-            "take a larger one."
-        )
+        what = f"no document in a sample of {sample:g}; take a larger one."
+        if sample >= 1.0:
+            what = "no documents; name a source of text, or a dataset, which has an index.json."
+        raise DataError(f"{without_secrets(source.location)}: {what}")
     found = account(settings_of(rules), tally, ids)
     return Assessed(found, settings is not None, sample, dict(skipped))
 

@@ -10,10 +10,11 @@ from mpt.data.curate.heldout import HeldOut, hold
 from mpt.data.curate.judge import Judge
 from mpt.data.source import documents, find_source
 from mpt.recipe.curate import Curate, Decontaminate
+from mpt.recipe.data import Cache
 
 
 def gather(
-    settings: Curate, source: Iterable[Batch], eval_fraction: float, folder: Path
+    settings: Curate, source: Iterable[Batch], eval_fraction: float, folder: Path, cache: Cache
 ) -> HeldOut | None:
     """Return the table of what is held out, or None if nothing is to be looked for.
 
@@ -24,6 +25,7 @@ def gather(
     Args:
         source: all documents, if they are asked for.
         folder: where the table may lie on the disk.
+        cache: where copies of remote shards among the test texts are kept.
 
     Raises:
         DataError: test texts that cannot be read, or that take too much memory.
@@ -32,7 +34,7 @@ def gather(
     if wanted is None:
         return None
     return hold(
-        _texts(settings, wanted, source, eval_fraction),
+        _texts(settings, wanted, source, eval_fraction, cache),
         wanted.ngram_words,
         settings.limit_bytes,
         folder,
@@ -40,10 +42,15 @@ def gather(
 
 
 def _texts(
-    settings: Curate, wanted: Decontaminate, source: Iterable[Batch], eval_fraction: float
+    settings: Curate,
+    wanted: Decontaminate,
+    source: Iterable[Batch],
+    eval_fraction: float,
+    cache: Cache,
 ) -> Iterator[str]:
     for location in wanted.against:
-        for document in documents(find_source(location, wanted.text_key), lambda _name, _why: None):
+        found = find_source(location, wanted.text_key, cache=cache)
+        for document in documents(found, lambda _name, _why: None):
             yield document.text
     if wanted.eval_split:
         judge = Judge(settings, None, eval_fraction)

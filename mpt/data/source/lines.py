@@ -28,6 +28,8 @@ def _text_of(line: str, name: str, text_key: str) -> str:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: not a line of JSON: {error}.") from error
+    if isinstance(entry, dict) and text_key in entry and entry[text_key] is None:
+        return ""  # passed over and counted, as a null in a table is
     if not isinstance(entry, dict) or not isinstance(entry.get(text_key), str):
         keys = ", ".join(list(entry)[:10]) if isinstance(entry, dict) else "not an object"
         raise DataError(

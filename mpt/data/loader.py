@@ -91,7 +91,7 @@ class Loader:
         self._device, self._eod_id = device, eod_id
         self._following = following or (lambda position: position + global_batch_size)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mpt-loader")
-        self._ahead: dict[int, Future[list[Prepared]]] = {}
+        self._ahead: dict[int, Future[Prepared]] = {}
 
     def next(self, position: int) -> list[Microbatch]:
         """Return the microbatches of the batch at `position`, and begin to read those after it.
@@ -110,7 +110,7 @@ class Loader:
         for start in wanted:
             if start not in self._ahead:
                 self._ahead[start] = self._thread.submit(self._read, start)
-        return [prepared.on(self._device) for prepared in self._ahead.pop(position).result()]
+        return self._ahead.pop(position).result().on(self._device)
 
     def close(self) -> None:
         """End the threads; the loader is of no use afterwards."""
@@ -129,7 +129,7 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _read(self, start: int) -> list[Prepared]:
+    def _read(self, start: int) -> Prepared:
         if self._copies is not None:
             starts = [start]
             for _ in range(BATCHES_FETCHED_AHEAD):
@@ -199,7 +199,7 @@ def eval_batches(
         stop = min(start + microbatch_size, part.stop)
         at = order.locate(np.arange(start, max(start, stop), dtype=np.int64))
         rows, bad = read_sound(dataset, "eval", at.shard, at.row, model, skip=None)
-        yield _cut(rows, bad, 1, microbatch_size, pin, eod_id)[0].on(device)
+        yield from _cut(rows, bad, 1, microbatch_size, pin, eod_id).on(device)
 
 
 def _check_length(dataset: Dataset, model: Model) -> None:
@@ -223,29 +223,22 @@ def _cut(
     microbatch_size: int,
     pin: bool,
     eod_id: int | None,
-) -> list[Prepared]:
+) -> Prepared:
     """Pad samples (n, S) with ignored rows, and cut them into microbatches of one shape."""
-    n_rows = n_microbatches * microbatch_size
-    ids = token_ids(samples, n_rows)
-    ignored: list[list[int]] = [[] for _ in range(n_microbatches)]
-    for row in sorted({*bad, *range(len(samples), n_rows)}):
-        ignored[row // microbatch_size].append(row % microbatch_size)
-    skipped: list[list[BadSample]] = [[] for _ in range(n_microbatches)]
+    n_rows, length = n_microbatches * microbatch_size, samples.shape[1]
+    ids = token_ids(samples, n_rows).reshape(n_microbatches, microbatch_size, length + 1)
+    skipped: dict[int, tuple[BadSample, ...]] = {}
     for row, sample in bad.items():
-        skipped[row // microbatch_size].append(sample)
-    parts = _parts(ids, microbatch_size, pin)
-    documents = (
-        [None] * n_microbatches
-        if eod_id is None
-        else _parts(documents_of(ids[:, :-1], eod_id), microbatch_size, pin)
+        number = row // microbatch_size
+        skipped[number] = (*skipped.get(number, ()), sample)
+    return Prepared(
+        ids=_tensor(ids, pin),
+        ignored=sorted({*bad, *range(len(samples), n_rows)}),
+        documents=None if eod_id is None else _tensor(documents_of(ids[..., :-1], eod_id), pin),
+        skipped=skipped,
     )
-    return [
-        Prepared(part, rows, which, tuple(left_out))
-        for part, rows, which, left_out in zip(parts, ignored, documents, skipped, strict=True)
-    ]
 
 
-def _parts(rows: Integers, microbatch_size: int, pin: bool) -> tuple[torch.Tensor, ...]:
-    """Return rows, in pinned memory if so wanted, microbatch by microbatch."""
+def _tensor(rows: Integers, pin: bool) -> torch.Tensor:
     tensor = torch.from_numpy(rows)
-    return torch.split(tensor.pin_memory() if pin else tensor, microbatch_size)
+    return tensor.pin_memory() if pin else tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,33 +18,33 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A microbatch in host memory. Tokens and targets are two views of the same numbers, so those
+    """Microbatches in host memory. Tokens and targets are two views of the same numbers, so those
     are written, and copied to a device, once."""
 
     ids: Tensor
-    """(B, S + 1) int64: tokens, and what comes after the last of them, which is IGNORE."""
+    """(n, B, S + 1) int64: tokens, and what comes after the last of them, which is IGNORE."""
     ignored: Collection[int]
-    """Rows without targets."""
+    """Of the n B rows, those without targets."""
     documents: Tensor | None
-    """As Microbatch's."""
-    skipped: tuple[BadSample, ...]
-    """As Microbatch's."""
+    """(n, B, S), as Microbatch's."""
+    skipped: Mapping[int, tuple[BadSample, ...]]
+    """As Microbatch's, by the microbatch that has any."""
 
-    def on(self, device: torch.device) -> Microbatch:
+    def on(self, device: torch.device) -> list[Microbatch]:
         """Copy to a device, without waiting for it where the memory is pinned."""
         ids = self.ids.to(device, non_blocking=True)
-        targets = ids[:, 1:]
+        targets = ids[..., 1:]
         if self.ignored:
             targets = targets.clone()
             for row in self.ignored:  # one by one: a list of rows would be waited for
-                targets[row].fill_(IGNORE)
-        documents = self.documents
-        return Microbatch(
-            tokens=ids[:, :-1],
-            targets=targets,
-            documents=None if documents is None else documents.to(device, non_blocking=True),
-            skipped=self.skipped,
-        )
+                targets[divmod(row, ids.shape[1])].fill_(IGNORE)
+        documents: Sequence[Tensor | None] = [None] * len(ids)
+        if self.documents is not None:
+            documents = self.documents.to(device, non_blocking=True).unbind()
+        parts = zip(ids[..., :-1].unbind(), targets.unbind(), documents, strict=True)
+        return [
+            Microbatch(*part, self.skipped.get(number, ())) for number, part in enumerate(parts)
+        ]
 
 
 def token_ids(samples: NDArray[Any], n_rows: int) -> Integers:

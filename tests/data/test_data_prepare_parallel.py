@@ -198,7 +198,7 @@ def test_reading_does_not_run_ahead_of_what_is_packed(
 
 
 FIVE_GB = 5 << 30
-LARGEST_GIB = 1.0
+LARGEST_GIB = 1.5
 
 MEMORY_OF_PREPARE = """
 import resource, sys

@@ -74,6 +74,7 @@ def end(process: subprocess.Popen[str], code: int = 0) -> str:
     return said
 
 
+@pytest.mark.timeout(900)  # twenty starts, on whatever machine
 def test_twenty_kills_at_random_steps_are_repaired_twenty_times(
     start: Callable[..., Any], small: Small, tmp_path: Path
 ) -> None:
